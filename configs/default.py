@@ -1,0 +1,55 @@
+"""The original's hyper-parameters: SimpleCNN on MNIST, 20 epochs.
+
+python main.py --config configs/default.py
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the default configuration; every other recipe derives from it."""
+    config = ConfigDict()
+    config.seed = 42  # drives initialisation, shuffling, augmentation and the validation split
+    config.num_epochs = 20  # passes over the training set
+    config.batch_size = 2048  # images; the last, smaller batch of an epoch is kept
+
+    config.dataset = ConfigDict()
+    config.dataset.name = "mnist"  # mnist | fashion_mnist | kmnist
+    config.dataset.source = "auto"  # tfds | sample (bundled MNIST digits) | auto: tfds, else sample
+    config.dataset.data_dir = ""  # where downloads are kept; empty: TensorFlow Datasets' default
+    config.dataset.manual_dir = ""  # a folder that holds the four IDX files; empty: download them
+    config.dataset.validation_size = 0  # training images set aside, stratified, never trained on
+
+    config.augment = ConfigDict()  # one random affine map an image, training only
+    config.augment.enabled = True  # True | False
+    config.augment.rotation = 15.0  # degrees, uniform in +-rotation
+    config.augment.translation = 0.15  # fraction of the side, uniform in +-, to whole pixels
+    config.augment.scale = (0.8, 1.2)  # uniform between the two
+    config.augment.interpolation = "nearest"  # nearest | bilinear
+
+    config.model = ConfigDict()
+    config.model.channels = ((36, 36), (64, 128), (256,))  # a convolution each; a tuple a block
+    config.model.kernel_sizes = ((5, 5), (3, 3), (1,))  # their kernels' sides, pixels
+    config.model.downsample = "strided"  # strided (2x2 convolution) | max | avg; between blocks
+    config.model.norm = "batch"  # batch | layer | group | none
+    config.model.norm_position = "before"  # before | after; the activation
+    config.model.num_groups = 4  # channel groups of norm="group"
+    config.model.padding = "VALID"  # VALID (none) | SAME
+    config.model.dtype = "float32"  # float32 | bfloat16; the computation, parameters are float32
+
+    config.optimizer = ConfigDict()  # Adam
+    config.optimizer.learning_rate = 0.003  # in the first epoch
+    config.optimizer.learning_rate_decay = 0.99  # factor once an epoch; 1: constant
+    config.optimizer.b1 = 0.9  # decay of the first moment
+    config.optimizer.b2 = 0.999  # decay of the second moment
+    config.optimizer.eps = 1e-8  # added to the root of the second moment
+    config.optimizer.weight_decay = 5e-5  # L2 coefficient; 0: none
+    config.optimizer.decoupled = False  # False: decay joins the gradient (Adam) | True: AdamW
+
+    config.wandb = ConfigDict()
+    config.wandb.mode = "auto"  # online | offline | disabled | auto: online if logged in
+    config.wandb.project = "mnist_flax"
+    config.wandb.entity = ""  # user or team; empty: the login's default
+    config.wandb.group = ""  # groups runs in the web page
+    config.wandb.tags = ()  # as 'a,b' or "('a', 'b')"
+    return config

@@ -1,0 +1,1 @@
+"""A small JAX trainer for MNIST-sized digit classification."""

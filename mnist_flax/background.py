@@ -1,0 +1,45 @@
+"""Work beside the training loop: in order, on a thread of its own, never raising into it."""
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+class Background:
+    """Runs jobs one after another on a daemon thread.
+
+    A job that raises is reported once by `warn`; `stop_on_error` then drops the jobs that follow,
+    else they run. A job that hangs holds up nothing but the jobs behind it.
+    """
+
+    def __init__(self, name: str, warn: Callable[[str], None], stop_on_error: bool = False):
+        self._name = name
+        self._warn = warn
+        self._stop_on_error = stop_on_error
+        self._failed = False
+        self._jobs: queue.SimpleQueue = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Callable[..., Any], *args: Any) -> None:
+        """Queues `job(*args)` and returns at once."""
+        self._jobs.put((job, args))
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Waits up to `timeout` seconds for the jobs queued so far; False if they took longer."""
+        self._jobs.put(None)
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (item := self._jobs.get()) is not None:
+            if self._failed and self._stop_on_error:
+                continue
+            job, args = item
+            try:
+                job(*args)
+            except Exception as error:  # whatever it is, training goes on
+                if not self._failed:
+                    self._warn(f"{self._name}: {type(error).__name__}: {error}".splitlines()[0])
+                self._failed = True

@@ -1,0 +1,8 @@
+"""The error that a person, not a programmer, has to correct."""
+
+
+class UserError(Exception):
+    """Bad input: one line that says what was wrong and what is allowed.
+
+    `main.py` prints it without a traceback and exits with status 2.
+    """

@@ -1,0 +1,276 @@
+"""The pictures of a run, as matplotlib figures; every title says which data they show."""
+
+import io
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
+
+DPI = 130
+MAX_DIGITS = 1_000  # of one figure; a 20 x 50 grid is still quick to draw and to scroll through
+
+_INK = "#222222"
+_RIGHT = "#1a9850"
+_WRONG = "#d73027"
+_OTHER = "#9aa5b1"
+_TRAIN, _TEST, _VALIDATION = "#4575b4", "#d95f02", "#7570b3"
+
+
+def save(figure: Figure, path: pathlib.Path) -> bytes:
+    """Writes a PNG and returns its bytes; the file is whole at any time, the old or the new."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(buffer.getvalue())
+    os.replace(partial, path)
+    return buffer.getvalue()
+
+
+def augmentation_sheet(original: np.ndarray, augmented: np.ndarray, title: str) -> Figure:
+    """One digit and its augmentations, ten to a row.
+
+    Args:
+      original: `[height, width, 1]`, 0..255.
+      augmented: `[n, height, width, 1]`, 0..255.
+      title: names the data.
+    """
+    images = np.concatenate([original[None], augmented])[..., 0]
+    columns, gap = 10, 2  # pixels of the images
+    rows = -(-len(images) // columns)
+    height, width = images.shape[1] + gap, images.shape[2] + gap
+    sheet = np.full((rows * height + gap, columns * width + gap), 255.0)
+    for index, image in enumerate(images):
+        top, left = index // columns * height + gap, index % columns * width + gap
+        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
+    figure = _figure(10, rows + 0.9)
+    ax = figure.subplots()
+    ax.imshow(sheet, cmap="gray", vmin=0, vmax=255)
+    ax.add_patch(
+        Rectangle((gap - 1, gap - 1), width - 1, height - 1, fill=False, color=_WRONG, linewidth=2)
+    )
+    ax.set_axis_off()
+    figure.suptitle(f"{title}\none digit (framed red) and {len(augmented)} augmentations of it")
+    return figure
+
+
+def digits_with_bars(
+    images: np.ndarray,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+    title: str,
+) -> Figure:
+    """Digits above the bars of their class probabilities, in a grid.
+
+    Args:
+      images: `[n, height, width, 1]`, 0..255; the first `MAX_DIGITS` are drawn, and the title
+        says so. None at all gives a figure that says that.
+      labels: int `[n]`.
+      probabilities: `[n, classes]`, 0..1.
+      class_names: the classes' names.
+      title: what is shown, and of which data.
+    """
+    total = len(images)
+    if total == 0:
+        return _empty(title)
+    if total > MAX_DIGITS:
+        images, labels, probabilities = (a[:MAX_DIGITS] for a in (images, labels, probabilities))
+        title += f" (the first {MAX_DIGITS:,} of {total:,})"
+    columns = 10 if len(images) <= 100 else 20
+    rows = -(-len(images) // columns)
+    figure, ax = _grid(rows, columns, title)
+    for cell, image in enumerate(images):
+        left, top = cell % columns, (cell // columns) * _CELL_HEIGHT
+        ax.imshow(
+            image[..., 0],
+            cmap="gray",
+            vmin=0,
+            vmax=255,
+            extent=(left + 0.12, left + 0.88, top + 0.96, top + 0.2),
+        )
+    _draw_headers(ax, labels, probabilities.argmax(1), class_names, columns)
+    _draw_bars(ax, labels, probabilities, columns)
+    ax.set(xlim=(0, columns), ylim=(rows * _CELL_HEIGHT, 0), aspect="equal")
+    return figure
+
+
+def curves(
+    steps_per_epoch: int,
+    step_losses: np.ndarray,
+    step_accuracies: np.ndarray,
+    records: Sequence[dict[str, float]],
+    title: str,
+) -> Figure:
+    """Loss and accuracy over the epochs.
+
+    Args:
+      steps_per_epoch: to place steps on the axis of epochs.
+      step_losses: `[steps]`, of training.
+      step_accuracies: `[steps]`, 0..1, of training.
+      records: the lines of metrics.jsonl, one an epoch.
+      title: names the data.
+    """
+    figure = _figure(11, 4.4)
+    step_axis = np.arange(1, len(step_losses) + 1) / steps_per_epoch
+    epochs = [record["epoch"] for record in records]
+    splits = [("train", _TRAIN), ("validation", _VALIDATION), ("test", _TEST)]
+    panels = [("loss", "cross-entropy", step_losses, 1), ("accuracy", "%", step_accuracies, 100)]
+    for ax, (name, unit, step_values, factor) in zip(figure.subplots(1, 2), panels, strict=True):
+        ax.plot(step_axis, step_values * factor, color=_TRAIN, alpha=0.3, linewidth=1)
+        values = []
+        for split, color in splits:
+            if f"{split}/{name}" in records[0]:
+                series = [record[f"{split}/{name}"] * factor for record in records]
+                values += series
+                label = (
+                    f"{split} {series[-1]:.4f}" if factor == 1 else f"{split} {series[-1]:.2f} %"
+                )
+                ax.plot(epochs, series, "o-", color=color, markersize=4, label=label)
+        if name == "loss":
+            ax.set_yscale("log")
+        else:
+            # The climb from 10 % in the first steps would flatten all that follows.
+            lowest = min(values)
+            ax.set_ylim(max(0, lowest - 0.15 * (100 - lowest)), 100 + 0.05 * (100 - lowest))
+        ax.set(xlabel="epoch", ylabel=f"{name}, {unit}", xlim=(0, 1.03 * max(epochs)))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.grid(alpha=0.3)
+        ax.legend(
+            loc="upper right" if name == "loss" else "lower right",
+            title=f"after epoch {epochs[-1]}",
+        )
+    figure.suptitle(f"{title}   (faint: each training step)")
+    return figure
+
+
+def confusion(matrix: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
+    """A confusion matrix, errors coloured by their number, the diagonal grey.
+
+    Args:
+      matrix: int `[classes, classes]`, rows are true classes.
+      class_names: the classes' names.
+      title: names the data.
+    """
+    figure = _figure(8, 7.4)
+    ax = figure.subplots()
+    is_diagonal = np.eye(len(matrix), dtype=bool)
+    errors = np.ma.masked_where(is_diagonal, matrix)
+    highest = max(int(errors.max()), 1)
+    ax.imshow(errors, cmap="Oranges", vmin=0, vmax=highest)
+    for row, column in np.argwhere((matrix > 0) | is_diagonal):
+        count = matrix[row, column]
+        if row == column:
+            ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color="#e4e7eb"))
+        dark = row != column and count > 0.6 * highest
+        ax.text(column, row, f"{count:,}", ha="center", va="center", color="w" if dark else _INK)
+    recalls = np.diag(matrix) / np.maximum(matrix.sum(1), 1)
+    names = [f"{name}  ({recall:.1%})" for name, recall in zip(class_names, recalls, strict=True)]
+    ax.set_xticks(range(len(matrix)), class_names, rotation=45 if _are_long(class_names) else 0)
+    ax.set_yticks(range(len(matrix)), names)
+    ax.set(xlabel="predicted", ylabel="true class (share recognised)")
+    figure.suptitle(title)
+    return figure
+
+
+_CELL_HEIGHT = 1.62  # of a digit, its header, bars and class digits; the width is 1
+_BAR_TOP, _BAR_BOTTOM = 1.02, 1.4
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, sizes in inches, laid out with a margin."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    return figure
+
+
+def _are_long(class_names: Sequence[str]) -> bool:
+    return max(map(len, class_names)) > 3
+
+
+def _empty(title: str) -> Figure:
+    figure = _figure(9, 1.6)
+    figure.suptitle(title)
+    figure.text(0.5, 0.35, "none", ha="center", fontsize=16, color=_RIGHT)
+    return figure
+
+
+def _grid(rows: int, columns: int, title: str) -> tuple[Figure, Axes]:
+    """A figure of cells 1.1 inch wide below a title and a legend."""
+    head = 0.95
+    width, height = 1.1 * columns + 0.2, 1.1 * _CELL_HEIGHT * rows
+    figure = Figure(figsize=(width, height + head), dpi=DPI if rows <= 20 else 80)
+    ax = figure.add_axes((0, 0, 1, height / (height + head)))
+    ax.set_axis_off()
+    figure.text(
+        0.5, 1 - 0.12 / (height + head), title, ha="center", va="top", fontsize=13, wrap=True
+    )
+    figure.legend(
+        handles=[
+            Patch(color=_RIGHT, label="true class"),
+            Patch(color=_WRONG, label="wrongly predicted"),
+            Patch(color=_OTHER, label="other classes"),
+            Line2D([], [], linestyle="", label="bars: softmax probability, 0 to 1"),
+        ],
+        loc="upper center",
+        bbox_to_anchor=(0.5, 1 - 0.45 / (height + head)),
+        ncols=4,
+        frameon=False,
+        fontsize=8,
+    )
+    return figure, ax
+
+
+def _draw_headers(
+    ax: Axes, labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str], columns: int
+) -> None:
+    size = 5 if _are_long(class_names) else 9
+    for cell, (label, prediction) in enumerate(zip(labels, predictions, strict=True)):
+        is_right = label == prediction
+        name = class_names[label]
+        ax.text(
+            cell % columns + 0.5,
+            (cell // columns) * _CELL_HEIGHT + 0.11,
+            name if is_right else f"{name} → {class_names[prediction]}",
+            ha="center",
+            va="center",
+            fontsize=size,
+            color=_RIGHT if is_right else _WRONG,
+        )
+
+
+def _draw_bars(ax: Axes, labels: np.ndarray, probabilities: np.ndarray, columns: int) -> None:
+    """All bars in one collection and all class digits in one scatter a class: fast for 1,000."""
+    count, num_classes = probabilities.shape
+    cells = np.arange(count)
+    width = 0.88 / num_classes
+    left = (cells % columns)[:, None] + 0.06 + width * np.arange(num_classes)
+    bottom = ((cells // columns) * _CELL_HEIGHT + _BAR_BOTTOM)[:, None] + np.zeros_like(left)
+    top = bottom - probabilities * (_BAR_BOTTOM - _BAR_TOP)
+    right = left + 0.85 * width
+    corners = np.stack([(left, bottom), (left, top), (right, top), (right, bottom)])
+    vertices = corners.transpose(2, 3, 0, 1).reshape(-1, 4, 2)
+    colors = np.full((count, num_classes), _OTHER)
+    predictions = probabilities.argmax(1)
+    colors[cells, predictions] = _WRONG
+    colors[cells, labels] = _RIGHT
+    ax.hlines(bottom[:, 0], left[:, 0], right[:, -1], color=_OTHER, linewidth=0.5)
+    ax.add_collection(PolyCollection(vertices, facecolors=colors.ravel()))
+    for label in range(num_classes):
+        is_true = labels == label
+        for part, color in ((is_true, _RIGHT), (~is_true, _INK)):
+            ax.scatter(
+                left[part, label] + 0.42 * width,
+                bottom[part, label] + 0.08,
+                marker=f"${label}$",
+                s=14,
+                color=color,
+                linewidths=0,
+            )

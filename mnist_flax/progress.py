@@ -1,0 +1,73 @@
+"""What a person watching sees: bars on a terminal, plain lines elsewhere."""
+
+import datetime
+import sys
+import time
+
+from tqdm import tqdm
+
+_PLAIN_SECONDS = 60  # between lines within an epoch where there is no terminal
+
+
+class Progress:
+    """Shows a run of `num_epochs` epochs of `num_images` images.
+
+    On a terminal: one bar over all images, with the epoch, its share done, loss, accuracy, images
+    per second and time left. Elsewhere: complete lines, one an epoch and one a minute within.
+    """
+
+    def __init__(self, num_epochs: int, num_images: int):
+        self._num_epochs = num_epochs
+        self._num_images = num_images
+        self._epoch = 0
+        self._last_line = time.monotonic()
+        self._bar = tqdm(
+            total=num_epochs * num_images,
+            disable=not sys.stderr.isatty(),
+            unit=" images",
+            unit_scale=True,
+            dynamic_ncols=True,
+            smoothing=0.1,
+        )
+
+    def start_epoch(self, epoch: int) -> None:
+        """Begins epoch number `epoch`, from 1."""
+        self._epoch = epoch
+        self.update(0)
+
+    def update(self, images: int, loss: float | None = None, accuracy: float | None = None) -> None:
+        """Shows `images` of the epoch done, and a step's loss and accuracy (0..1)."""
+        share = f"epoch {self._epoch}/{self._num_epochs} {images / self._num_images:4.0%}"
+        values = "" if loss is None else f"loss {loss:.4f}, accuracy {accuracy:.2%}"
+        if not self._bar.disable:
+            self._bar.set_description(share, refresh=False)
+            self._bar.set_postfix_str(values, refresh=False)
+            self._bar.update((self._epoch - 1) * self._num_images + images - self._bar.n)
+            self._bar.refresh()
+        elif values and time.monotonic() - self._last_line > _PLAIN_SECONDS:
+            self.line(f"{share}  {values}")
+
+    def finish_epoch(self, record: dict[str, float]) -> None:
+        """Writes the line of an epoch, from its record in metrics.jsonl."""
+        splits = [split for split in ("train", "validation", "test") if f"{split}/loss" in record]
+        results = "  ".join(
+            f"{split} loss {record[f'{split}/loss']:.4f} accuracy {record[f'{split}/accuracy']:.2%}"
+            for split in splits
+        )
+        left = (self._num_epochs - record["epoch"]) * record["seconds"]
+        self.line(
+            f"epoch {record['epoch']:>{len(str(self._num_epochs))}}/{self._num_epochs}  {results}  "
+            f"{record['seconds']:.1f} s  {record['images_per_second']:,.0f} images/s  "
+            f"{datetime.timedelta(seconds=round(left))} left"
+        )
+
+    def line(self, text: str) -> None:
+        """Prints a line to standard output, above the bar if there is one."""
+        self._last_line = time.monotonic()
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        """Removes the bar."""
+        self._bar.leave = False
+        self._bar.close()

@@ -1,0 +1,137 @@
+"""What a run leaves behind: numbers in its folder, pictures, and a W&B run."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mnist_flax import figures
+from mnist_flax.background import Background
+from mnist_flax.data import Dataset, Split
+from mnist_flax.evaluate import Evaluation
+from mnist_flax.tracking import Tracker
+from mnist_flax.workdir import Workdir
+
+_NUM_SHOWN = 20  # test digits in predictions.png
+
+
+class Report:
+    """Writes numbers at once; draws and tracks in the background, in the order of the calls."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Workdir,
+        dataset: Dataset,
+        steps_per_epoch: int,
+        say: Callable[[str], None],
+    ):
+        self._workdir = workdir
+        self._dataset = dataset
+        self._steps_per_epoch = steps_per_epoch
+        self._losses = np.empty(0)
+        self._accuracies = np.empty(0)
+        self.records: list[dict[str, Any]] = []
+        self._drawing = Background("drawing failed", say)
+        self._tracker = Tracker(
+            config,
+            str(workdir.path),
+            name=run_name(config, dataset),
+            extra_config={"data": dataset.title, "data_source": dataset.source},
+            extra_tags=["sample"] if dataset.source == "sample" else [],
+            say=say,
+        )
+
+    def augmentation(self, original: np.ndarray, augmented: np.ndarray) -> None:
+        """Draws augmentation.png from a digit and augmentations of it."""
+
+        def draw() -> None:
+            figure = figures.augmentation_sheet(original, augmented, self._dataset.title)
+            self._tracker.log(0, {"augmentation": self._save(figure, "augmentation")})
+
+        self._drawing.submit(draw)
+
+    def epoch(
+        self,
+        record: dict[str, Any],
+        losses: np.ndarray,
+        accuracies: np.ndarray,
+        test: Evaluation,
+    ) -> None:
+        """Takes an epoch: its line of metrics.jsonl, its steps' values and its test results."""
+        self._workdir.append_metrics(record)
+        self.records.append(record)
+        self._losses = np.append(self._losses, losses)
+        self._accuracies = np.append(self._accuracies, accuracies)
+        self._drawing.submit(
+            self._draw_epoch, [*self.records], self._losses, self._accuracies, test
+        )
+
+    def finish(self, summary: dict[str, Any], test: Evaluation) -> None:
+        """Writes summary.json, draws what is drawn once, and waits for pictures and W&B."""
+        self._workdir.write_summary(summary)
+        self._drawing.submit(self._draw_results, summary["step"], test)
+        self._drawing.close()
+        scalars = {k: v for k, v in summary.items() if isinstance(v, int | float | str)}
+        self._tracker.finish(scalars)
+
+    def abort(self) -> None:
+        """Ends a run that did not come to its end; its finished epochs stay."""
+        self._drawing.close()
+        self._tracker.finish({}, exit_code=1)
+
+    def _draw_epoch(
+        self,
+        records: list[dict[str, Any]],
+        losses: np.ndarray,
+        accuracies: np.ndarray,
+        test: Evaluation,
+    ) -> None:
+        record = records[-1]
+        title = self._dataset.title
+        count = slice(0, _NUM_SHOWN)
+        predictions = figures.digits_with_bars(
+            self._dataset.test.images[count],
+            self._dataset.test.labels[count],
+            test.probabilities[count],
+            self._dataset.class_names,
+            f"{title}: the first {_NUM_SHOWN} test images after epoch {record['epoch']}",
+        )
+        self._save(
+            figures.curves(self._steps_per_epoch, losses, accuracies, records, title), "curves"
+        )
+        steps = slice(len(losses) - self._steps_per_epoch, None)
+        first = record["step"] - self._steps_per_epoch + 1
+        self._tracker.log_steps(first, losses[steps], accuracies[steps])
+        # The step's own train/loss and train/accuracy stand beside the epoch's means.
+        renamed = {k.replace("train/", "train/epoch_"): v for k, v in record.items() if k != "step"}
+        picture = self._save(predictions, "predictions")
+        self._tracker.log(record["step"], renamed | {"predictions": picture})
+
+    def _draw_results(self, step: int, test: Evaluation) -> None:
+        wrong = test.misclassified
+        split: Split = self._dataset.test
+        images, labels = split.images[wrong], split.labels[wrong]
+        counts = f"{len(wrong):,} misclassified of {len(split):,} test images"
+        title = f"{self._dataset.title}: {counts}"
+        names = self._dataset.class_names
+        pictures = {
+            "misclassified": figures.digits_with_bars(
+                images, labels, test.probabilities[wrong], names, title
+            ),
+            "confusion": figures.confusion(test.confusion, names, title),
+        }
+        self._tracker.log(step, {key: self._save(pictures[key], key) for key in pictures})
+        self._tracker.log_misclassified(step, images, labels, test.probabilities[wrong], names)
+
+    def _save(self, figure: Any, key: str) -> bytes:
+        return figures.save(figure, self._workdir.figures / f"{key}.png")
+
+
+def run_name(config: ConfigDict, dataset: Dataset) -> str:
+    """A W&B run's name: what a person would tell two runs apart by."""
+    name = "mnist-sample" if dataset.source == "sample" else dataset.name
+    augmentation = "augmented" if config.augment.enabled else "plain"
+    model = config.model
+    return f"{name}-{model.norm}-{model.downsample}-{augmentation}-seed{config.seed}"

@@ -1,0 +1,162 @@
+"""Weights & Biases, beside the run: whatever happens to it, training goes on."""
+
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mnist_flax.background import Background
+
+_INIT_SECONDS = 30  # for the server to answer; the run is kept offline if it has not
+_FINISH_SECONDS = 120  # for what is left to upload at the end
+
+
+class Tracker:
+    """One W&B run, spoken to from a thread of its own; only `finish` ever waits for it.
+
+    The first failure is reported and ends the tracking. With mode 'disabled' the package is not
+    even imported.
+
+    Args:
+      config: the whole configuration; its group `wandb` says where and how.
+      workdir: where the run's files go, in a folder `wandb`.
+      name: of the run.
+      extra_config: added to the configuration that W&B shows.
+      extra_tags: added to `config.wandb.tags`.
+      say: prints a line.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: str,
+        name: str,
+        extra_config: Mapping[str, Any],
+        extra_tags: Sequence[str],
+        say: Callable[[str], None],
+    ):
+        self._run = None
+        self._say = say
+        self._background = None
+        if config.wandb.mode == "disabled":
+            return
+        self._background = Background("W&B stopped", say, stop_on_error=True)
+        tags = [tag.strip() for text in config.wandb.tags for tag in text.split(",")]
+        settings = {
+            "project": config.wandb.project,
+            "entity": config.wandb.entity or None,
+            "group": config.wandb.group or None,
+            "tags": [*filter(None, tags), *extra_tags],
+            "config": config.to_dict() | dict(extra_config),
+            "name": name,
+            "dir": workdir,
+        }
+        self._background.submit(self._start, config.wandb.mode, settings)
+
+    def log_steps(self, first: int, losses: np.ndarray, accuracies: np.ndarray) -> None:
+        """Logs `train/loss` and `train/accuracy` of the steps from `first` on."""
+
+        def log() -> None:
+            for step, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True), first):
+                values = {"train/loss": float(loss), "train/accuracy": float(accuracy)}
+                self._run.log(values, step=step)
+
+        self._submit(log)
+
+    def log(self, step: int, values: Mapping[str, float | bytes]) -> None:
+        """Adds values to a step, the last one logged; a PNG, as bytes, becomes a picture."""
+        self._submit(lambda: self._run.log({k: _media(v) for k, v in values.items()}, step=step))
+
+    def log_misclassified(
+        self,
+        step: int,
+        images: np.ndarray,
+        labels: np.ndarray,
+        probabilities: np.ndarray,
+        class_names: Sequence[str],
+    ) -> None:
+        """Logs a table of digits: image, label, prediction and the classes' probabilities.
+
+        Args:
+          step: the last one logged.
+          images: uint8 `[n, height, width, 1]`.
+          labels: int `[n]`.
+          probabilities: `[n, classes]`.
+          class_names: the classes' names.
+        """
+
+        def log() -> None:
+            import wandb
+
+            rows = [
+                [
+                    wandb.Image(image[..., 0]),
+                    class_names[label],
+                    class_names[probability.argmax()],
+                    *probability.tolist(),
+                ]
+                for image, label, probability in zip(images, labels, probabilities, strict=True)
+            ]
+            columns = ["image", "label", "prediction", *(f"p({name})" for name in class_names)]
+            table = wandb.Table(columns=columns, data=rows)
+            self._run.log({"misclassified_table": table}, step=step)
+
+        self._submit(log)
+
+    def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
+        """Sends what is left and ends the run; waits two minutes at most."""
+        if self._background is None:
+            return
+
+        def finish() -> None:
+            self._run.summary.update(dict(summary))
+            self._run.finish(exit_code=exit_code)
+            if self._run.settings.mode == "offline":
+                self._say(f"W&B run kept offline; upload it: wandb sync {self._folder}")
+
+        self._submit(finish)
+        if not self._background.close(_FINISH_SECONDS):
+            self._say(f"W&B has not finished; upload what is left: wandb sync {self._folder}")
+
+    def _submit(self, job: Callable[[], None]) -> None:
+        if self._background is not None:
+            self._background.submit(job)
+
+    @property
+    def _folder(self) -> str:
+        return os.path.relpath(self._run.settings.sync_dir) if self._run else "(not started)"
+
+    def _start(self, mode: str, settings: dict[str, Any]) -> None:
+        import wandb
+
+        quiet = wandb.Settings(silent=True, console="off", init_timeout=_INIT_SECONDS)
+        wandb.setup(quiet)
+        if mode == "auto":
+            mode = os.environ.get("WANDB_MODE") or (
+                "online" if wandb.login(prompt=False, verify=False) else "offline"
+            )
+        elif mode == "online" and not wandb.login(prompt=False, verify=False):
+            self._say("W&B: not logged in (wandb login), so the run is kept offline")
+            mode = "offline"
+        try:
+            self._run = wandb.init(**settings, mode=mode, settings=quiet)
+        except wandb.Error as error:
+            if mode != "online":
+                raise
+            reason = str(error).splitlines()[0]
+            self._say(f"W&B: no connection ({reason}), so the run is kept offline")
+            self._run = wandb.init(**settings, mode="offline", settings=quiet)
+        if self._run.url:
+            self._say(f"W&B: {self._run.url}")
+
+
+def _media(value: float | bytes) -> Any:
+    if not isinstance(value, bytes):
+        return value
+    import wandb
+    from PIL import Image
+
+    return wandb.Image(Image.open(io.BytesIO(value)))
