@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from mnist_flax import data
+from mnist_flax import conv, data
 
 
 class BatchNorm(nn.Module):
@@ -116,6 +116,7 @@ class SimpleCNN(nn.Module):
             dtype=self.dtype,
             kernel_init=uniform,
             bias_init=uniform,
+            conv_general_dilated=conv.conv_general_dilated,
             name=name,
         )(x)
 

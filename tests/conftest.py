@@ -1,0 +1,65 @@
+"""Shared by the tests: small configurations, MNIST's folder, and the real command."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from configs import default
+
+ROOT = pathlib.Path(__file__).parents[1]
+# The four IDX files of MNIST; elsewhere than beside the project, set MNIST_DIR.
+MNIST_DIR = pathlib.Path(os.environ.get("MNIST_DIR", ROOT.parent / "shared" / "mnist"))
+
+# Most of a test's time is XLA's compiling: make it quick, and compile what tests share but once.
+# The real command, in its own process, runs without.
+_CACHE = tempfile.TemporaryDirectory(prefix="mnist_flax-tests-")
+jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+
+
+@pytest.fixture
+def tiny_config() -> ConfigDict:
+    config = default.get_config()
+    config.dataset.source = "sample"
+    config.wandb.mode = "disabled"
+    config.batch_size = 64
+    config.num_epochs = 1
+    config.model.channels = ((4, 4), (4, 8), (8,))
+    config.model.num_groups = 2
+    return config
+
+
+@pytest.fixture(scope="session")
+def mnist_dir() -> pathlib.Path:
+    if not (MNIST_DIR / "train-images-idx3-ubyte.gz").exists():
+        pytest.skip(f"MNIST's IDX files are not in {MNIST_DIR}; set MNIST_DIR to their folder")
+    return MNIST_DIR
+
+
+@pytest.fixture(scope="session")
+def run_main() -> Callable[..., subprocess.CompletedProcess]:
+    """Runs `python main.py ARGUMENTS` with no network, no W&B login and `env` added."""
+
+    def run(
+        *arguments: str, cwd: pathlib.Path = ROOT, timeout: float = 300, **env: str
+    ) -> subprocess.CompletedProcess:
+        # Port 9 (discard) refuses at once: what a machine without a way out sees.
+        closed = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https")}
+        clean = {k: v for k, v in os.environ.items() if not k.upper().startswith("WANDB_")}
+        return subprocess.run(
+            [sys.executable, str(ROOT / "main.py"), *arguments],
+            cwd=cwd,
+            env={**clean, "NETRC": os.devnull, "JAX_PLATFORMS": "cpu", **closed, **env},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run

@@ -1,0 +1,169 @@
+import itertools
+
+import pytest
+
+from configs import default, quick
+from mnist_flax import config as config_lib
+from mnist_flax.errors import UserError
+
+BAD = {
+    "seed": [-1, 2**32, 1.5, True],
+    "num_epochs": [0, -3],
+    "batch_size": [0, 60_001],
+    "dataset.name": ["cifar10", ""],
+    "dataset.source": ["download"],
+    "dataset.data_dir": [3],
+    "dataset.manual_dir": ["no/such/folder"],
+    "dataset.validation_size": [-1, 60_000],
+    "augment.enabled": [1],
+    "augment.rotation": [-15.0, 181.0, float("nan")],
+    "augment.translation": [-0.1, 1.5],
+    "augment.scale": [(1.2, 0.8), (0.0, 1.0), (1.0,), (-1.0, 1.0), "ab"],
+    "augment.interpolation": ["bicubic"],
+    "model.channels": [(), ((),), ((36, 0),), (36, 36), "36", ((36, 36), (64, 128))],
+    "model.kernel_sizes": [((5, 5), (3, 3)), ((5, 25), (3, 3), (1,)), ((28, 1), (3, 3), (1,))],
+    "model.downsample": ["pool"],
+    "model.norm": ["instance", None],
+    "model.norm_position": ["middle"],
+    "model.num_groups": [0],
+    "model.padding": ["valid"],
+    "model.dtype": ["float16"],
+    "optimizer.learning_rate": [-0.003, 0.0, float("inf"), "fast"],
+    "optimizer.learning_rate_decay": [0.0, 1.01],
+    "optimizer.b1": [1.0],
+    "optimizer.b2": [-0.1],
+    "optimizer.eps": [0.0],
+    "optimizer.weight_decay": [-1e-5],
+    "optimizer.decoupled": ["yes"],
+    "wandb.mode": ["on"],
+    "wandb.project": [""],
+    "wandb.entity": [3],
+    "wandb.group": [None],
+    "wandb.tags": [(1, 2)],
+}
+BAD_PAIRS = [(name, value) for name, values in BAD.items() for value in values]
+
+
+def set_field(config, name, value):
+    with config.ignore_type():
+        *groups, last = name.split(".")
+        for group in groups:
+            config = config[group]
+        config[last] = value
+
+
+@pytest.mark.parametrize("recipe", [default, quick])
+def test_recipes_are_accepted(recipe):
+    config_lib.check(recipe.get_config())
+
+
+def test_every_field_has_a_bad_value_here():
+    assert set(BAD) == set(config_lib.FIELDS)
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_PAIRS, ids=[f"{n}={v!r}" for n, v in BAD_PAIRS])
+def test_bad_values_are_refused_by_name(name, value):
+    config = default.get_config()
+    set_field(config, name, value)
+    with pytest.raises(UserError) as error:
+        config_lib.check(config)
+    message = str(error.value)
+    assert f"config.{name}={value!r}" in message
+    assert "allowed: " in message
+    assert "\n" not in message
+
+
+def test_sample_has_fewer_images():
+    config = default.get_config()
+    config.dataset.source = "sample"
+    config.batch_size = 4_000
+    config_lib.check(config)
+    config.dataset.validation_size = 1
+    with pytest.raises(UserError, match=r"config.batch_size=4000 .* at most the 3,999"):
+        config_lib.check(config)
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "kmnist"])
+def test_sample_is_of_mnist_only(name):
+    config = default.get_config()
+    config.dataset.source = "sample"
+    config.dataset.name = name
+    with pytest.raises(UserError, match=r"config.dataset.source='sample'"):
+        config_lib.check(config)
+
+
+def test_groups_must_divide_channels():
+    config = default.get_config()
+    config.model.norm = "group"
+    config.model.num_groups = 5
+    with pytest.raises(UserError, match=r"config.model.num_groups=5 .* divisor of 36"):
+        config_lib.check(config)
+
+
+def test_missing_and_unknown_fields():
+    config = default.get_config()
+    del config.optimizer.eps
+    with pytest.raises(UserError, match=r"config.optimizer.eps is missing"):
+        config_lib.check(config)
+    config = default.get_config()
+    config.optimizer.momentum = 0.9
+    with pytest.raises(
+        UserError, match=r"config.optimizer.momentum is not a field; .*learning_rate"
+    ):
+        config_lib.check(config)
+
+
+@pytest.mark.parametrize(
+    ("padding", "first", "accepted"),
+    [("VALID", 28, False), ("VALID", 23, True), ("VALID", 25, False), ("SAME", 28, True)],
+)
+def test_feature_maps_are_followed_to_the_end(padding, first, accepted):
+    """Worked by hand: 28 - 23 + 1 = 6, less 1 for the 2x2 is 5, halved 2, and 2x2 leaves 1."""
+    config = default.get_config()
+    config.model.padding = padding
+    config.model.channels = ((8, 8), (8,))
+    config.model.kernel_sizes = ((first, 2), (2,))
+    if accepted:
+        config_lib.check(config)
+    else:
+        with pytest.raises(UserError, match=r"config.model.kernel_sizes"):
+            config_lib.check(config)
+
+
+@pytest.mark.parametrize(
+    ("argument", "field"),
+    [
+        ("--config.model.nrom=layer", "model.nrom"),
+        ("--config.lr=0.1", "lr"),
+        ("-config.model=3", "model"),
+        ("--noconfig.augment.on", "augment.on"),
+    ],
+)
+def test_unknown_overrides(argument, field):
+    with pytest.raises(UserError, match=f"^config.{field} is not a field; allowed: "):
+        config_lib.check_overrides([argument])
+
+
+def test_known_overrides():
+    config_lib.check_overrides(["main.py", "--config=configs/default.py", "--workdir=x"])
+    config_lib.check_overrides([f"--config.{name}=1" for name in config_lib.FIELDS])
+
+
+def test_default_is_the_original():
+    """The table of the PyTorch original, spelt out."""
+    config = default.get_config()
+    flat = dict(itertools.chain(config.model.items(), config.optimizer.items()))
+    assert (config.num_epochs, config.batch_size) == (20, 2048)
+    assert flat["channels"] == ((36, 36), (64, 128), (256,))
+    assert flat["kernel_sizes"] == ((5, 5), (3, 3), (1,))
+    assert (flat["norm"], flat["norm_position"], flat["downsample"]) == (
+        "batch",
+        "before",
+        "strided",
+    )
+    assert (flat["learning_rate"], flat["learning_rate_decay"]) == (0.003, 0.99)
+    assert (flat["b1"], flat["b2"], flat["eps"], flat["weight_decay"]) == (0.9, 0.999, 1e-8, 5e-5)
+    assert not flat["decoupled"]
+    assert (config.augment.rotation, config.augment.translation) == (15, 0.15)
+    assert config.augment.scale == (0.8, 1.2)
+    assert config.augment.interpolation == "nearest"

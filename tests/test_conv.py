@@ -1,0 +1,135 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from mnist_flax import conv
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+@st.composite
+def convolutions(draw):
+    """Shapes and settings of a convolution whose output is not empty."""
+    kernel = draw(st.tuples(*[st.integers(1, 5)] * 2))
+    padding = draw(
+        st.one_of(
+            st.sampled_from(["VALID", "SAME"]),
+            st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 3))] * 2),
+        )
+    )
+    return {
+        "batch": draw(st.integers(1, 20)),
+        "size": tuple(side + draw(st.integers(0, 5)) for side in kernel),
+        "kernel": kernel,
+        "channels": (draw(st.integers(1, 5)), draw(st.integers(1, 5))),
+        "strides": draw(st.sampled_from([(1, 1), (2, 2), (1, 2), (3, 1)])),
+        "padding": padding,
+        "dtype": draw(st.sampled_from(["float32", "bfloat16"])),
+    }
+
+
+def value_and_gradients(convolve, lhs, rhs, cotangent, case):
+    convolve = functools.partial(
+        convolve,
+        window_strides=case["strides"],
+        padding=case["padding"],
+        dimension_numbers=NHWC,
+    )
+    value, pullback = jax.vjp(convolve, lhs, rhs)
+    return value, *pullback(cotangent(value.shape))
+
+
+# Shapes are new every time, so every example compiles.
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(convolutions(), st.integers(0, 2**16))
+def test_agrees_with_lax(case, seed):
+    rng = np.random.default_rng(seed)
+    draw = lambda shape: jnp.asarray(rng.normal(size=shape), case["dtype"])  # noqa: E731
+    lhs = draw((case["batch"], *case["size"], case["channels"][0]))
+    rhs = draw((*case["kernel"], *case["channels"]))
+    values = {}
+    cotangent = functools.cache(draw)
+    ours = value_and_gradients(conv.conv_general_dilated, lhs, rhs, cotangent, case)
+    exact = value_and_gradients(
+        lax.conv_general_dilated,
+        lhs.astype(jnp.float32),
+        rhs.astype(jnp.float32),
+        lambda shape: cotangent(shape).astype(jnp.float32),
+        case,
+    )
+    tolerance = {"float32": 1e-5, "bfloat16": 0.02}[case["dtype"]]
+    for name, mine, theirs in zip(("value", "lhs", "rhs"), ours, exact, strict=True):
+        assert mine.dtype == case["dtype"]
+        scale = max(float(jnp.abs(theirs).max()), 1.0)
+        values[name] = float(jnp.abs(mine.astype(jnp.float32) - theirs).max()) / scale
+    assert max(values.values()) < tolerance, values
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rhs_dilation": (2, 2)},
+        {"lhs_dilation": (2, 2)},
+        {"feature_group_count": 2},
+        {"precision": lax.Precision.HIGHEST},
+        {"dimension_numbers": ("NCHW", "OIHW", "NCHW")},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_others_are_left_to_lax(options):
+    lhs = jnp.arange(2.0 * 6 * 6 * 6).reshape(2, 6, 6, 6)
+    rhs = jnp.ones((6, 6, 3, 3)) if "dimension_numbers" in options else jnp.ones((3, 3, 6, 4))
+    if "feature_group_count" in options:
+        rhs = rhs[:, :, :3]
+    arguments = {"window_strides": (1, 1), "padding": [(1, 1)] * 2, "dimension_numbers": NHWC}
+    arguments |= options
+    ours = conv.conv_general_dilated(lhs, rhs, **arguments)
+    np.testing.assert_array_equal(ours, lax.conv_general_dilated(lhs, rhs, **arguments))
+
+
+def test_only_cpus_are_served_otherwise():
+    """Lowered for a GPU or a TPU, the program is what lax alone gives; for a CPU it is not."""
+    lhs, rhs = jnp.ones((16, 12, 12, 3)), jnp.ones((5, 5, 3, 4))
+
+    def gradients(convolve):
+        def loss(lhs, rhs):
+            return convolve(lhs, rhs, (1, 1), "VALID", dimension_numbers=NHWC).sum()
+
+        return jax.jit(jax.grad(loss, (0, 1)))
+
+    def operations(convolve, platform):
+        exported = jax.export.export(gradients(convolve), platforms=(platform,))(lhs, rhs)
+        module = exported.mlir_module()
+        return [module.count(f"stablehlo.{op}") for op in ("convolution", "dot_general", "while")]
+
+    for platform in ("cuda", "tpu"):
+        assert operations(conv.conv_general_dilated, platform) == operations(
+            lax.conv_general_dilated, platform
+        )
+    assert operations(conv.conv_general_dilated, "cpu")[1] == 1
+
+
+def test_works_under_vmap():
+    """Replicas that train side by side."""
+    rng = np.random.default_rng(0)
+    lhs = jnp.asarray(rng.normal(size=(3, 4, 8, 8, 2)), jnp.float32)
+    rhs = jnp.asarray(rng.normal(size=(3, 5, 5, 2, 3)), jnp.float32)
+
+    def gradients(lhs, rhs):
+        def loss(lhs, rhs):
+            return jnp.sum(
+                conv.conv_general_dilated(lhs, rhs, (1, 1), "VALID", dimension_numbers=NHWC) ** 2
+            )
+
+        return jax.grad(loss, (0, 1))(lhs, rhs)
+
+    together = jax.vmap(gradients)(lhs, rhs)
+    for index in range(3):
+        for mine, alone in zip(together, gradients(lhs[index], rhs[index]), strict=True):
+            np.testing.assert_allclose(mine[index], alone, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,44 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnist_flax import evaluate
+
+
+def test_counts_by_hand():
+    """Four images, three classes; the logits are logs of probabilities that sum to one."""
+    probabilities = np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.7, 0.2, 0.1], [0.2, 0.3, 0.5]])
+    labels = np.array([0, 1, 1, 2])
+    result = evaluate.evaluate(np.log(probabilities) + 3, labels)
+    np.testing.assert_allclose(result.probabilities, probabilities)
+    assert result.loss == pytest.approx(-np.log([0.5, 0.8, 0.2, 0.5]).mean())
+    assert result.accuracy == 0.75
+    assert result.misclassified.tolist() == [2]
+    assert result.predictions.tolist() == [0, 1, 0, 2]
+    assert result.confusion.tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    assert result.class_accuracies == [1, 0.5, 1]
+
+
+def test_a_class_without_images():
+    result = evaluate.evaluate(np.eye(3)[[0, 0]], np.array([0, 0]))
+    assert result.class_accuracies == [1, None, None]
+
+
+def test_huge_logits_do_not_overflow():
+    result = evaluate.evaluate(np.array([[1e5, 0.0]], np.float32), np.array([1]))
+    assert result.loss == pytest.approx(1e5)
+
+
+@pytest.mark.parametrize("count", [1, 1_999, 2_000, 2_001, 4_500])
+def test_every_image_is_predicted_in_its_place(count):
+    images = jnp.arange(count, dtype=jnp.float32).reshape(count, 1, 1, 1)
+    sizes = []
+
+    def apply(batch):
+        sizes.append(len(batch))
+        return jnp.tile(batch.reshape(-1, 1), (1, 10))
+
+    logits = evaluate.predict(apply, images)
+    np.testing.assert_array_equal(logits[:, 0], np.arange(count))
+    assert logits.shape == (count, 10)
+    assert max(sizes) <= evaluate.BATCH_SIZE

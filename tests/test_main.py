@@ -1,0 +1,250 @@
+"""The real command, as people run it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from mnist_flax import config as config_lib
+from tests.conftest import ROOT
+from tests.wandb_log import OfflineRun
+
+FIGURES = {"augmentation", "predictions", "misclassified", "curves", "confusion"}
+SAMPLE = "SAMPLE of 5,000 MNIST digits, not MNIST"
+QUICK = ["--config", "configs/quick.py"]
+
+
+def read_metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def quick_run(run_main, tmp_path_factory):
+    """`quick` where no host can be reached: falls back on the sample."""
+    workdir = tmp_path_factory.mktemp("quick") / "run"
+    home = tmp_path_factory.mktemp("home")
+    done = run_main(
+        *QUICK, f"--workdir={workdir}", f"--config.dataset.data_dir={home}", HOME=str(home)
+    )
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+class TestQuick:
+    def test_reaches_95_percent(self, quick_run):
+        workdir, _ = quick_run
+        summary = json.loads((workdir / "summary.json").read_text())
+        assert summary["final_test_accuracy"] > 0.95
+
+    def test_output_is_plain_and_says_sample_first_and_last(self, quick_run):
+        workdir, done = quick_run
+        lines = done.stdout.splitlines()
+        assert lines[0] == f"Workdir: {workdir}"
+        assert lines[1].startswith(f"Data: {SAMPLE}!")
+        assert "storage.googleapis.com cannot be reached" in lines[1]
+        assert SAMPLE in lines[-1]
+        assert lines[-1].endswith(str(workdir))
+        assert [line.split()[1] for line in lines if line.startswith("epoch")] == [
+            *("1/3", "2/3", "3/3")
+        ]
+        assert "\r" not in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_metrics(self, quick_run):
+        workdir, _ = quick_run
+        metrics = read_metrics(workdir)
+        assert [record["epoch"] for record in metrics] == [1, 2, 3]
+        assert [record["step"] for record in metrics] == [125, 250, 375]
+        keys = ["epoch", "step", "train/loss", "train/accuracy", "test/loss", "test/accuracy"]
+        keys += ["learning_rate", "seconds", "images_per_second"]
+        assert all(list(record) == keys for record in metrics)
+        np.testing.assert_allclose(
+            [record["learning_rate"] for record in metrics], [0.006, 0.003, 0.0015]
+        )
+        for record in metrics:
+            assert record["images_per_second"] == pytest.approx(4_000 / record["seconds"])
+
+    def test_summary(self, quick_run):
+        workdir, _ = quick_run
+        summary = json.loads((workdir / "summary.json").read_text())
+        metrics = read_metrics(workdir)
+        dataset = summary["dataset"]
+        assert (dataset["name"], dataset["source"]) == ("mnist", "sample")
+        assert (dataset["train_size"], dataset["test_size"]) == (4_000, 1_000)
+        assert dataset["title"] == SAMPLE
+        assert summary["final_test_accuracy"] == metrics[-1]["test/accuracy"]
+        assert summary["best_test_accuracy"] == max(r["test/accuracy"] for r in metrics)
+        matrix = np.array(summary["confusion_matrix"])
+        assert matrix.sum(axis=1).tolist() == [100] * 10
+        assert matrix.sum() - matrix.trace() == summary["num_test_errors"]
+        assert len(summary["misclassified"]) == summary["num_test_errors"]
+        assert summary["num_test_errors"] == round(1_000 * (1 - summary["final_test_accuracy"]))
+        recalls = list(summary["class_accuracies"].values())
+        np.testing.assert_allclose(recalls, matrix.diagonal() / 100)
+        assert summary["compile_seconds"] > 0
+        assert summary["train_seconds"] == pytest.approx(sum(r["seconds"] for r in metrics))
+        assert summary["devices"] == ["cpu"]
+        assert {"jax", "flax", "optax", "python"} <= set(summary["versions"])
+        # 8 + 8, 16 + 32 and 64 channels, by hand: convolutions and their biases, two a norm.
+        convolutions = [(25, 1, 8), (25, 8, 8), (4, 8, 8), (9, 8, 16), (9, 16, 32), (4, 32, 32)]
+        convolutions += [(1, 32, 64), (1, 64, 10)]
+        by_hand = sum(area * i * o + o for area, i, o in convolutions) + 2 * (8 + 8 + 16 + 32 + 64)
+        assert summary["num_parameters"] == by_hand
+        config = json.loads((workdir / "config.json").read_text())
+        assert summary["config"] == config
+        assert config["optimizer"]["learning_rate"] == 0.006
+
+    def test_figures(self, quick_run):
+        workdir, _ = quick_run
+        files = sorted(path.name for path in (workdir / "figures").iterdir())
+        assert files == sorted(f"{name}.png" for name in FIGURES)
+        for name in FIGURES:
+            pixels = np.asarray(Image.open(workdir / "figures" / f"{name}.png").convert("L"))
+            assert pixels.shape[1] > 600
+            assert pixels.std() > 5
+
+    def test_wandb_run(self, quick_run):
+        workdir, done = quick_run
+        run = OfflineRun(workdir)
+        assert f"wandb sync {os.path.relpath(run.folder, ROOT)}" in done.stdout
+        assert run.run.project == "mnist_flax"
+        assert run.run.display_name == "mnist-sample-batch-strided-augmented-seed42"
+        assert list(run.run.tags) == ["sample"]
+        assert run.config["data"] == SAMPLE
+        assert run.config["optimizer"]["learning_rate"] == 0.006
+        steps = {row["_step"]: row for row in run.history}
+        assert list(steps) == list(range(376))
+        assert all({"train/loss", "train/accuracy"} <= set(steps[s]) for s in range(1, 376))
+        for record in read_metrics(workdir):
+            row = steps[record["step"]]
+            assert row["test/accuracy"] == record["test/accuracy"]
+            assert row["train/epoch_loss"] == pytest.approx(record["train/loss"])
+            first = record["step"] - 124
+            mean = np.mean([steps[s]["train/loss"] for s in range(first, record["step"] + 1)])
+            assert mean == pytest.approx(record["train/loss"], rel=1e-4)
+            assert (run.folder / "files" / row["predictions"]["path"]).exists()
+        last = steps[375]
+        for key in ("misclassified", "confusion"):
+            logged = run.folder / "files" / last[key]["path"]
+            assert logged.stat().st_size > 1_000
+        summary = json.loads((workdir / "summary.json").read_text())
+        assert last["misclassified_table"]["nrows"] == summary["num_test_errors"]
+        assert last["misclassified_table"]["ncols"] == 13
+        assert run.summary["final_test_accuracy"] == summary["final_test_accuracy"]
+        assert "path" in steps[0]["augmentation"]
+
+    def test_a_used_workdir_is_refused_untouched(self, quick_run, run_main):
+        workdir, _ = quick_run
+        before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+        done = run_main(*QUICK, f"--workdir={workdir}", "--config.dataset.source=sample")
+        assert done.returncode == 2
+        assert done.stderr.splitlines() == [
+            f"error: --workdir={workdir} holds a run already; allowed: a new folder"
+        ]
+        assert before == {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+
+
+def test_mnist_from_a_folder(run_main, mnist_dir, tmp_path):
+    done = run_main(
+        "--config.model.channels=((8,),(16,))",
+        "--config.model.kernel_sizes=((5,),(3,))",
+        "--config.optimizer.learning_rate=0.02",
+        "--config.augment.enabled=False",
+        "--config.num_epochs=1",
+        "--config.dataset.validation_size=50000",
+        "--config.batch_size=128",
+        f"--config.dataset.manual_dir={mnist_dir}",
+        "--config.wandb.mode=disabled",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert re.fullmatch(r"Workdir: runs/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", lines[0])
+    workdir = tmp_path / lines[0].removeprefix("Workdir: ")
+    assert lines[-1].endswith(lines[0].removeprefix("Workdir: "))
+    assert lines[1] == "Data: MNIST, 10,000 training and 10,000 test images"
+    assert "SAMPLE" not in done.stdout
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["dataset"]["validation_size"] == 50_000
+    assert np.sum(summary["confusion_matrix"]) == 10_000
+    (record,) = read_metrics(workdir)
+    assert record["step"] == 79  # 78 batches of 128 and one of 16
+    assert {"validation/loss", "validation/accuracy"} <= set(record)
+    assert not (workdir / "wandb").exists()
+    assert record["train/accuracy"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config.model.nrom=layer"], "config.model.nrom is not a field"),
+        (["--config.model.norm=instance"], "config.model.norm='instance' is not allowed"),
+        (["--config.optimizer.learning_rate=abc"], "--config.optimizer.learning_rate=abc"),
+        (["--config.optimizer.learning_rate=-1"], "config.optimizer.learning_rate=-1.0"),
+        (["--config.augment.scale=(1.2,0.8)"], "config.augment.scale=(1.2, 0.8)"),
+        (["--config.batch_size=70000"], "config.batch_size=70000"),
+        (["--config.seed"], "--config.seed"),
+        (["--config=configs/nothing.py"], "--config=configs/nothing.py: no such file"),
+        (["--config=README.md"], "README.md"),
+        (["--epochs=3"], "epochs"),
+        (["train"], "'train' is not a flag"),
+        (["--config.dataset.manual_dir=/"], "/t10k-images-idx3-ubyte.gz: No such file"),
+        (["--config.dataset.source=tfds"], "storage.googleapis.com cannot be reached"),
+        (["--workdir=/dev/null/run"], "--workdir=/dev/null/run: Not a directory"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_leaves_nothing(run_main, tmp_path, arguments, expected):
+    config = [] if arguments[0].startswith("--config=") else [f"--config={ROOT}/configs/quick.py"]
+    home = tmp_path / "home"
+    home.mkdir()
+    if "workdir" in arguments[0]:
+        arguments = [*arguments, "--config.dataset.source=sample"]
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+    done = run_main(*config, *arguments, cwd=cwd, HOME=str(home))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert expected in line
+    assert list(cwd.iterdir()) == []
+
+
+def test_help(run_main):
+    done = run_main("--help")
+    assert "--config" in done.stdout
+    assert "--workdir" in done.stdout
+
+
+def test_importing_writes_and_downloads_nothing(tmp_path):
+    modules = sorted(path.stem for path in (ROOT / "mnist_flax").glob("*.py"))
+    script = (
+        "import socket, importlib\n"
+        "def refuse(*_): raise AssertionError('network')\n"
+        "socket.socket.connect = refuse\n"
+        f"for name in {modules!r}: importlib.import_module('mnist_flax.' + name)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "XDG_CACHE_HOME": ""}
+    subprocess.run([sys.executable, "-B", "-c", script], cwd=tmp_path, env=env, check=True)
+    written = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert not {name for name in written if "matplotlib" not in name and "font" not in name}
+
+
+def test_the_sweep_names_real_fields():
+    sweep = yaml.safe_load((ROOT / "configs" / "wandb_sweep.yaml").read_text())
+    assert sweep["program"] == "main.py"
+    fields = [name.removeprefix("config.") for name in sweep["parameters"]]
+    assert set(fields) <= set(config_lib.FIELDS)
+    assert {"model.norm", "model.downsample", "augment.enabled"} <= set(fields)
+    for name, parameter in sweep["parameters"].items():
+        field = config_lib.FIELDS[name.removeprefix("config.")]
+        for value in parameter.get("values", [parameter.get("value")]):
+            assert field.accepts(value)
+    assert sweep["metric"]["name"] in {"test/accuracy", "final_test_accuracy"}

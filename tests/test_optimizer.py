@@ -1,0 +1,20 @@
+import numpy as np
+import pytest
+
+from configs import default
+from mnist_flax.optimizer import create_schedule
+
+
+def test_schedule_is_a_staircase_by_epochs():
+    schedule = create_schedule(default.get_config().optimizer, steps_per_epoch=30)
+    rates = [float(schedule(step)) for step in range(61)]
+    np.testing.assert_allclose(rates[:30], 0.003, rtol=1e-6)
+    np.testing.assert_allclose(rates[30:60], 0.003 * 0.99, rtol=1e-6)
+    assert rates[60] == pytest.approx(0.003 * 0.99**2, rel=1e-6)
+
+
+def test_a_decay_of_one_is_constant():
+    config = default.get_config().optimizer
+    config.learning_rate_decay = 1.0
+    schedule = create_schedule(config, steps_per_epoch=5)
+    assert float(schedule(1_000)) == pytest.approx(0.003, rel=1e-6)

@@ -1,0 +1,94 @@
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+
+from tests.conftest import ROOT
+
+SCRIPT = """
+from mnist_flax.progress import Progress
+progress = Progress(2, 1000)
+for epoch in (1, 2):
+    progress.start_epoch(epoch)
+    progress.update(500, 0.5, 0.75)
+    progress.update(1000, 0.25, 0.875)
+    progress.finish_epoch({
+        "epoch": epoch, "step": epoch * 10, "train/loss": 0.5, "train/accuracy": 0.9,
+        "test/loss": 0.25, "test/accuracy": 0.95, "seconds": 2.0, "images_per_second": 500.0,
+    })
+progress.close()
+progress.line("the end")
+"""
+LINES = [
+    "epoch 1/2  train loss 0.5000 accuracy 90.00%  test loss 0.2500 accuracy 95.00%  "
+    "2.0 s  500 images/s  0:00:02 left",
+    "epoch 2/2  train loss 0.5000 accuracy 90.00%  test loss 0.2500 accuracy 95.00%  "
+    "2.0 s  500 images/s  0:00:00 left",
+    "the end",
+]
+
+
+def test_plain_lines_without_a_terminal():
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == LINES
+    assert done.stderr == ""
+
+
+def test_a_bar_on_a_terminal():
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 140, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        cwd=ROOT,
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    output = b""
+    while True:
+        try:
+            output += os.read(main, 4096)
+        except OSError:  # the terminal's other end is closed
+            break
+    assert process.wait() == 0
+    text = output.decode()
+    for shown in ("epoch 1/2  50%", "epoch 2/2 100%", "loss 0.2500, accuracy 87.50%", "images/s"):
+        assert shown in text
+    # The lines stand whole, each on its own, whatever the bar does around them.
+    visible = [line.strip("\r").split("\r")[-1].strip() for line in text.split("\n")]
+    assert [line for line in visible if line in LINES] == LINES
+
+
+def test_a_line_a_minute_within_an_epoch(monkeypatch, capsys):
+    from mnist_flax import progress
+
+    shown = progress.Progress(1, 100)
+    shown.start_epoch(1)
+    shown.update(10, 1.0, 0.5)
+    assert capsys.readouterr().out == ""
+    clock = progress.time.monotonic()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock + 61)
+    shown.update(20, 1.0, 0.5)
+    assert capsys.readouterr().out == "epoch 1/1  20%  loss 1.0000, accuracy 50.00%\n"
+    shown.update(30, 1.0, 0.5)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("train", "validation", "test")])
+def test_every_split_has_its_results(capsys, splits):
+    from mnist_flax.progress import Progress
+
+    record = {"epoch": 1, "seconds": 1.0, "images_per_second": 1.0}
+    for split in splits:
+        record |= {f"{split}/loss": 0.5, f"{split}/accuracy": 0.5}
+    Progress(10, 1).finish_epoch(record)
+    line = capsys.readouterr().out
+    assert all(f"{split} loss 0.5000 accuracy 50.00%" in line for split in splits)
+    assert line.startswith("epoch  1/10 ")

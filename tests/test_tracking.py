@@ -1,0 +1,162 @@
+import io
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnist_flax.background import Background
+from mnist_flax.tracking import Tracker
+from tests.conftest import ROOT
+from tests.wandb_log import OfflineRun
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def start(tiny_config, tmp_path, monkeypatch):
+    """Starts a tracker without login or proxies; what it says is in `start.said`."""
+    monkeypatch.setenv("NETRC", "/dev/null")
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "http_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    said = []
+
+    def start(**wandb_fields) -> Tracker:
+        tiny_config.wandb.update({"mode": "offline", **wandb_fields})
+        extra = {"data_source": "sample"}
+        return Tracker(tiny_config, str(tmp_path), "a-name", extra, ["sample"], said.append)
+
+    start.said = said
+    return start
+
+
+def log_a_run(tracker):
+    tracker.log(0, {"augmentation": png()})
+    tracker.log_steps(1, np.array([0.5, 0.25]), np.array([0.75, 1.0]))
+    tracker.log(2, {"test/accuracy": 0.875, "predictions": png()})
+    images = np.zeros((3, 28, 28, 1), np.uint8)
+    tracker.log_misclassified(2, images, np.array([0, 1, 2]), np.eye(3)[[1, 2, 0]], "abc")
+    tracker.finish({"final_test_accuracy": 0.875})
+
+
+def test_an_offline_run_holds_everything(start, tmp_path):
+    log_a_run(start(project="p", group="g", tags=("x,y", "z")))
+    written = OfflineRun(tmp_path)
+    assert written.run.project == "p"
+    assert written.run.display_name == "a-name"
+    assert written.run.run_group == "g"
+    assert sorted(written.run.tags) == ["sample", "x", "y", "z"]
+    assert written.config["data_source"] == "sample"
+    assert written.config["model"]["norm"] == "batch"
+    steps = {row["_step"]: row for row in written.history}
+    assert list(steps) == [0, 1, 2]
+    assert (steps[1]["train/loss"], steps[1]["train/accuracy"]) == (0.5, 0.75)
+    assert (steps[2]["train/loss"], steps[2]["test/accuracy"]) == (0.25, 0.875)
+    for step, key in ((0, "augmentation"), (2, "predictions")):
+        picture = Image.open(written.folder / "files" / steps[step][key]["path"])
+        np.testing.assert_array_equal(np.asarray(picture.convert("L")), np.arange(64).reshape(8, 8))
+    table = steps[2]["misclassified_table"]
+    assert (table["nrows"], table["ncols"]) == (3, 6)
+    assert written.summary["final_test_accuracy"] == 0.875
+    (command,) = [line.split(": ")[-1] for line in start.said if "wandb sync" in line]
+    assert pathlib.Path(command.removeprefix("wandb sync ")).resolve() == written.folder
+
+
+def test_auto_without_a_login_is_offline(start, tmp_path):
+    log_a_run(start(mode="auto"))
+    assert OfflineRun(tmp_path).summary["final_test_accuracy"] == 0.875
+
+
+def test_online_without_a_login_is_kept_offline_and_said(start, tmp_path):
+    log_a_run(start(mode="online"))
+    assert OfflineRun(tmp_path).summary["final_test_accuracy"] == 0.875
+    assert start.said[0].startswith("W&B: not logged in")
+
+
+def test_a_server_that_refuses_costs_no_wait_and_no_data(start, tmp_path, monkeypatch):
+    """In a process of its own, for W&B reads its settings once."""
+    script = f"""
+import time, sys
+sys.path.insert(0, {str(ROOT)!r})
+from mnist_flax import tracking
+from tests.test_tracking import log_a_run
+from configs import default
+tracking._INIT_SECONDS = 3
+config = default.get_config()
+config.wandb.mode = "online"
+started = time.monotonic()
+tracker = tracking.Tracker(config, {str(tmp_path)!r}, "n", {{}}, [], print)
+tracker.log_steps(1, [0.5], [0.5])
+assert time.monotonic() - started < 1
+log_a_run(tracker)
+"""
+    env = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "a" * 40}
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "W&B: no connection" in done.stdout
+    assert OfflineRun(tmp_path).summary["final_test_accuracy"] == 0.875
+
+
+def test_disabled_imports_nothing(tiny_config, tmp_path):
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from mnist_flax.tracking import Tracker
+from configs import default
+config = default.get_config()
+config.wandb.mode = "disabled"
+tracker = Tracker(config, {str(tmp_path)!r}, "n", {{}}, [], print)
+tracker.log_steps(1, [0.5], [0.5])
+tracker.finish({{}})
+assert "wandb" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_is_said_once_and_stops_the_tracking(start, monkeypatch):
+    tracker = start()
+    tracker.log(1, {"value": object()})  # W&B cannot take it
+    tracker.log(2, {"value": object()})
+    tracker.finish({})
+    assert sum("W&B stopped" in line for line in start.said) == 1
+
+
+class TestBackground:
+    def test_jobs_run_in_order_and_failures_are_said_once(self):
+        said, done = [], []
+        background = Background("drawing", said.append)
+        background.submit(done.append, 1)
+        background.submit(lambda: 1 / 0)
+        background.submit(lambda: 1 / 0)
+        background.submit(done.append, 2)
+        assert background.close()
+        assert done == [1, 2]
+        assert said == ["drawing: ZeroDivisionError: division by zero"]
+
+    def test_stop_on_error_drops_what_follows(self):
+        said, done = [], []
+        background = Background("W&B", said.append, stop_on_error=True)
+        background.submit(lambda: 1 / 0)
+        background.submit(done.append, 1)
+        assert background.close()
+        assert done == []
+        assert len(said) == 1
+
+    def test_a_job_that_hangs_holds_nothing_up(self):
+        background = Background("W&B", print)
+        started = time.monotonic()
+        background.submit(time.sleep, 60)
+        assert not background.close(timeout=0.2)
+        assert time.monotonic() - started < 5

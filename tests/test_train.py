@@ -1,0 +1,181 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import default
+from mnist_flax import data, train
+from mnist_flax.errors import UserError
+from mnist_flax.train import Trainer
+
+
+class Counter:
+    """Stands for the progress display: counts how often the host came back."""
+
+    def __init__(self):
+        self.calls = []
+
+    def update(self, images, loss, accuracy):
+        self.calls.append((images, loss, accuracy))
+
+
+def small_dataset(config, num_train, num_test=50):
+    whole = data.load(config.dataset, config.seed)
+    pick = np.random.default_rng(0).permutation(4_000)[:num_train]
+    return whole._replace(
+        train=data.Split(whole.train.images[pick], whole.train.labels[pick]),
+        test=data.Split(whole.test.images[:num_test], whole.test.labels[:num_test]),
+    )
+
+
+@pytest.fixture
+def trainer(tiny_config):
+    tiny_config.batch_size = 16
+    return Trainer(tiny_config, small_dataset(tiny_config, 16 * 20 + 7))
+
+
+def test_batches_hold_every_image_once(trainer):
+    seen = [index for start, size in trainer.batches for index in range(start, start + size)]
+    assert seen == list(range(16 * 20 + 7))
+    assert trainer.batches[-1] == (320, 7)
+
+
+def test_shuffle_is_a_new_permutation_every_epoch():
+    orders = [np.asarray(train.shuffle(jax.random.key(0), epoch, 1_000)) for epoch in (1, 2, 1)]
+    np.testing.assert_array_equal(np.sort(orders[0]), np.arange(1_000))
+    assert not np.array_equal(orders[0], orders[1])
+    np.testing.assert_array_equal(orders[0], orders[2])
+
+
+def test_an_epoch_is_plain_steps_over_the_shuffled_images(tiny_config):
+    """The compiled epoch against the same in the open: slices, optax, no step function of ours."""
+    tiny_config.augment.enabled = False
+    tiny_config.batch_size = 32
+    # Adam divides a gradient by its own size; without this it would magnify rounding to a step.
+    tiny_config.optimizer.eps = 0.1
+    dataset = small_dataset(tiny_config, 80)
+    trainer = Trainer(tiny_config, dataset)
+    initial = jax.tree.map(np.asarray, trainer.state.variables)
+    order = train.shuffle(trainer.state.key, 1, 80)
+    apply_fn, tx = trainer.state.apply_fn, trainer.state.tx
+    metrics = trainer.train_epoch(1, Counter())
+
+    params, batch_stats = initial["params"], initial["batch_stats"]
+    opt_state = tx.init(params)
+
+    @jax.jit
+    def step(params, batch_stats, opt_state, images, labels):
+        def loss_fn(params):
+            variables = {"params": params, "batch_stats": batch_stats}
+            logits, new = apply_fn(variables, images, train=True, mutable=["batch_stats"])
+            one_hot = jax.nn.one_hot(labels, 10)
+            return -jnp.mean(jnp.sum(one_hot * jax.nn.log_softmax(logits), -1)), (logits, new)
+
+        (loss, (logits, new)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        accuracy = jnp.mean(logits.argmax(-1) == labels)
+        return optax.apply_updates(params, updates), new["batch_stats"], opt_state, loss, accuracy
+
+    for index, (start, stop) in enumerate([(0, 32), (32, 64), (64, 80)]):
+        part = np.asarray(order[start:stop])
+        images = (dataset.train.images[part] / 255 - dataset.mean) / dataset.std
+        params, batch_stats, opt_state, loss, accuracy = step(
+            params, batch_stats, opt_state, images.astype(np.float32), dataset.train.labels[part]
+        )
+        np.testing.assert_allclose(metrics.loss[index], loss, rtol=1e-5)
+        np.testing.assert_allclose(metrics.accuracy[index], accuracy)
+    after = {"params": params, "batch_stats": batch_stats}
+    for ours, theirs in zip(
+        jax.tree.leaves(trainer.state.variables), jax.tree.leaves(after), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_host_waits_a_few_times_an_epoch(trainer):
+    counter = Counter()
+    metrics = trainer.train_epoch(1, counter)
+    assert metrics.loss.shape == metrics.accuracy.shape == (21,)
+    assert len(counter.calls) <= 9
+    assert counter.calls[-1][0] == 16 * 20 + 7
+
+
+def test_state_buffers_are_donated(trainer):
+    before = jax.tree.leaves((trainer.state.params, trainer.state.opt_state))
+    trainer.train_epoch(1, Counter())
+    assert all(leaf.is_deleted() for leaf in before)
+
+
+def test_the_same_seed_gives_the_same_run(tiny_config):
+    def losses(seed):
+        tiny_config.seed = seed
+        trainer = Trainer(tiny_config, small_dataset(tiny_config, 128))
+        return trainer.train_epoch(1, Counter()).loss
+
+    first, again, other = losses(0), losses(0), losses(1)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_augmentation_differs_between_steps(tiny_config):
+    """With one image for a training set, only augmentation can change what a step sees."""
+    state = train.create_state(tiny_config, 1)
+    images = jnp.asarray(data.load(tiny_config.dataset, 0).train.images[:1])
+    seen = []
+
+    def record(pixels):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), pixels)
+        return data.normalize(pixels, 0.13, 0.31)
+
+    step = functools.partial(
+        train.train_step, batch_size=1, augment_config=tiny_config.augment, normalize=record
+    )
+    only = jnp.zeros(1, jnp.int32)
+    for _ in range(3):
+        state, _ = jax.jit(step)(state, images, only, only, 0)
+    jax.effects_barrier()
+    assert len({image.tobytes() for image in seen}) == 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_step_lowers_for_every_platform(dtype):
+    """The default recipe, from whatever machine this is."""
+    config = default.get_config()
+    config.model.dtype = dtype
+    state = jax.eval_shape(lambda: train.create_state(config, 30))
+    state = state.replace(key=jax.eval_shape(lambda: jax.random.key(0)))
+    shape = jax.ShapeDtypeStruct
+    step = functools.partial(
+        train.train_step,
+        batch_size=config.batch_size,
+        augment_config=config.augment,
+        normalize=functools.partial(data.normalize, mean=0.1307, std=0.3081),
+    )
+    exported = jax.export.export(jax.jit(step), platforms=("cpu", "cuda", "tpu"))(
+        state,
+        shape((60_000, 28, 28, 1), jnp.uint8),
+        shape((60_000,), jnp.int32),
+        shape((60_000,), jnp.int32),
+        shape((), jnp.int32),
+    )
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    module = exported.mlir_module()
+    assert "stablehlo.convolution" in module
+    assert ("bf16" in module) == (dtype == "bfloat16")
+
+
+def test_validation_images_are_evaluated_and_not_trained_on(tiny_config):
+    tiny_config.dataset.validation_size = 500
+    trainer = Trainer(tiny_config, data.load(tiny_config.dataset, tiny_config.seed))
+    assert sum(size for _, size in trainer.batches) == 3_500
+    assert trainer.evaluate("validation").confusion.sum() == 500
+    assert trainer.evaluate("test").confusion.sum() == 1_000
+
+
+def test_a_loss_that_diverges_stops_the_run(tiny_config, tmp_path, capsys):
+    tiny_config.optimizer.learning_rate = 1e30
+    with pytest.raises(UserError, match=r"the loss became .* in epoch 1: .*learning_rate=1e\+30"):
+        train.run(tiny_config, str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "summary.json").exists()

@@ -1,0 +1,88 @@
+"""Reads an offline W&B run: a LevelDB-style log of protocol buffers behind a 7-byte header.
+
+The log's format: https://github.com/google/leveldb/blob/main/doc/log_format.md
+"""
+
+import json
+import pathlib
+import struct
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from wandb.proto import wandb_internal_pb2
+
+_BLOCK = 32_768
+_FILE_HEADER = 7
+_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+
+
+def records(path: pathlib.Path) -> Iterator[wandb_internal_pb2.Record]:
+    """Yields the records of a `.wandb` file in order."""
+    content = path.read_bytes()
+    assert content[:4] == b":W&B", "not a W&B log"
+    position, parts = _FILE_HEADER, []
+    while position + 7 <= len(content):
+        left_in_block = _BLOCK - position % _BLOCK
+        if left_in_block < 7:
+            position += left_in_block
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, position)
+        part = content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (_FULL, _FIRST):
+            parts = []
+        parts.append(part)
+        if kind in (_FULL, _LAST):
+            yield wandb_internal_pb2.Record.FromString(b"".join(parts))
+
+
+def _values(items: Any) -> dict[str, Any]:
+    """Items, whose keys may be paths, as nested dictionaries."""
+    values: dict[str, Any] = {}
+    for item in items:
+        *parents, last = [item.key] if item.key else item.nested_key
+        inner = values
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = json.loads(item.value_json)
+    return values
+
+
+def _finished_records(path: pathlib.Path) -> list[wandb_internal_pb2.Record]:
+    """All records, once the last is there: W&B's service writes on after `finish` returns."""
+    deadline = time.monotonic() + 30
+    while True:
+        found = list(records(path))
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            return found
+        assert time.monotonic() < deadline, f"{path} has no end"
+        time.sleep(0.1)
+
+
+class OfflineRun:
+    """The one offline run below a folder.
+
+    Attributes:
+      run: its RunRecord (project, display_name, tags, run_group).
+      config: what W&B shows as the configuration.
+      history: a dictionary a step, in order.
+      summary: the last value of each key.
+      folder: of the run.
+    """
+
+    def __init__(self, below: pathlib.Path) -> None:
+        (path,) = below.glob("**/offline-run-*/*.wandb")
+        self.folder = path.parent
+        self.config, self.history, self.summary = {}, [], {}
+        for record in _finished_records(path):
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                self.run = record.run
+                self.config |= _values(record.run.config.update)
+            elif kind == "config":
+                self.config |= _values(record.config.update)
+            elif kind == "history":
+                self.history.append(_values(record.history.item))
+            elif kind == "summary":
+                self.summary |= _values(record.summary.update)
