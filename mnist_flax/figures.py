@@ -12,7 +12,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 DPI = 130
 MAX_DIGITS = 1_000  # of one figure; a 20 x 50 grid is still quick to draw and to scroll through
@@ -50,7 +50,7 @@ def augmentation_sheet(original: np.ndarray, augmented: np.ndarray, title: str) 
     for index, image in enumerate(images):
         top, left = index // columns * height + gap, index % columns * width + gap
         sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
-    figure = _figure(10, rows + 0.9)
+    figure = _figure(10, rows + 0.7)
     ax = figure.subplots()
     ax.imshow(sheet, cmap="gray", vmin=0, vmax=255)
     ax.add_patch(
@@ -136,6 +136,9 @@ def curves(
                 ax.plot(epochs, series, "o-", color=color, markersize=4, label=label)
         if name == "loss":
             ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter(NullFormatter())
         else:
             # The climb from 10 % in the first steps would flatten all that follows.
             lowest = min(values)
@@ -143,11 +146,9 @@ def curves(
         ax.set(xlabel="epoch", ylabel=f"{name}, {unit}", xlim=(0, 1.03 * max(epochs)))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
-        ax.legend(
-            loc="upper right" if name == "loss" else "lower right",
-            title=f"after epoch {epochs[-1]}",
-        )
-    figure.suptitle(f"{title}   (faint: each training step)")
+        # Above the axes, where it can cover nothing.
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(splits), frameon=False)
+    figure.suptitle(f"{title}: after epoch {epochs[-1]} (faint: each training step)")
     return figure
 
 

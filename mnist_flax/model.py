@@ -106,7 +106,9 @@ class SimpleCNN(nn.Module):
         limit = 1 / math.sqrt(side * side * x.shape[-1])
 
         def uniform(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
-            return jax.random.uniform(key, shape, dtype, -limit, limit)
+            # Drawn flat, to the same numbers: XLA takes seconds to compile a draw in four axes.
+            flat = jax.random.uniform(key, (math.prod(shape),), dtype, -limit, limit)
+            return flat.reshape(shape)
 
         return nn.Conv(
             features,

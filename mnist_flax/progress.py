@@ -32,6 +32,8 @@ class Progress:
 
     def start_epoch(self, epoch: int) -> None:
         """Begins epoch number `epoch`, from 1."""
+        if self._epoch == 0 and not self._bar.disable:
+            self._bar.reset()  # what came before, compiling above all, says nothing of the rate
         self._epoch = epoch
         self.update(0)
 

@@ -52,20 +52,26 @@ class StepMetrics(NamedTuple):
 
 def create_state(config: ConfigDict, steps_per_epoch: int) -> TrainState:
     """Initialises network and optimiser from `config.seed`."""
-    init_key, key = jax.random.split(jax.random.key(config.seed))
     network = model.create_model(config.model)
-    images = jnp.zeros((1, data.IMAGE_SIDE, data.IMAGE_SIDE, 1))
-    variables = jax.jit(functools.partial(network.init, train=False))(init_key, images)
     schedule = optimizer.create_schedule(config.optimizer, steps_per_epoch)
-    state = TrainState.create(
-        apply_fn=network.apply,
-        params=variables["params"],
-        tx=optimizer.create_optimizer(config.optimizer, schedule),
-        batch_stats=variables.get("batch_stats", {}),
-        key=key,
-    )
-    # An array from the start, so that the first step's state has the type of all others.
-    return state.replace(step=jnp.int32(0))
+    tx = optimizer.create_optimizer(config.optimizer, schedule)
+
+    @jax.jit  # as one program: its many small operations take seconds to compile one by one
+    def create(root: jax.Array) -> TrainState:
+        init_key, key = jax.random.split(root)
+        images = jnp.zeros((1, data.IMAGE_SIDE, data.IMAGE_SIDE, 1))
+        variables = network.init(init_key, images, train=False)
+        state = TrainState.create(
+            apply_fn=network.apply,
+            params=variables["params"],
+            tx=tx,
+            batch_stats=variables.get("batch_stats", {}),
+            key=key,
+        )
+        # An array from the start, so that the first step's state has the type of all others.
+        return state.replace(step=jnp.int32(0))
+
+    return create(jax.random.key(config.seed))
 
 
 def shuffle(key: jax.Array, epoch: jax.Array, num_images: int) -> jax.Array:
@@ -266,7 +272,8 @@ def _augmentations(config: ConfigDict, dataset: data.Dataset) -> tuple[np.ndarra
     original = dataset.train.images[0]
     copies = jnp.repeat(original[None], _NUM_AUGMENTATIONS, axis=0)
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
-    return original, np.asarray(augment.augment(key, copies, config.augment))
+    augmented = jax.jit(functools.partial(augment.augment, config=config.augment))(key, copies)
+    return original, np.asarray(augmented)
 
 
 def _summarize(
@@ -308,7 +315,7 @@ def _summarize(
 def _describe(dataset: data.Dataset) -> str:
     sizes = f"{len(dataset.train):,} training and {len(dataset.test):,} test images"
     if dataset.source == "sample":
-        return f"Data: {dataset.title}! {sizes}. {dataset.note}"
+        return f"Data: {dataset.title}! {sizes} ({dataset.note})"
     return f"Data: {dataset.title}, {sizes}"
 
 
