@@ -18,6 +18,7 @@ class Background:
         self._warn = warn
         self._stop_on_error = stop_on_error
         self._failed = False
+        self._given_up = False
         self._jobs: queue.SimpleQueue = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -27,10 +28,15 @@ class Background:
         self._jobs.put((job, args))
 
     def close(self, timeout: float | None = None) -> bool:
-        """Waits up to `timeout` seconds for the jobs queued so far; False if they took longer."""
+        """Waits up to `timeout` seconds for the jobs queued so far.
+
+        Returns:
+          False if they took longer; what becomes of them is then no longer said.
+        """
         self._jobs.put(None)
         self._thread.join(timeout)
-        return not self._thread.is_alive()
+        self._given_up = self._thread.is_alive()
+        return not self._given_up
 
     def _run(self) -> None:
         while (item := self._jobs.get()) is not None:
@@ -40,6 +46,6 @@ class Background:
             try:
                 job(*args)
             except Exception as error:  # whatever it is, training goes on
-                if not self._failed:
+                if not self._failed and not self._given_up:
                     self._warn(f"{self._name}: {type(error).__name__}: {error}".splitlines()[0])
                 self._failed = True

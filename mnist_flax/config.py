@@ -35,6 +35,10 @@ def _number(interval: str) -> Field:
     def accepts(value: Any) -> bool:
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
             return False
+        try:
+            value = float(value)
+        except OverflowError:  # of an integer beyond the floats
+            return False
         above = value >= low if interval[0] == "[" else value > low
         below = value <= high if interval[-1] == "]" else value < high
         return math.isfinite(value) and above and below
@@ -129,7 +133,10 @@ def check_overrides(arguments: Sequence[str]) -> None:
 
 def explain(error: Exception) -> str:
     """One line for an error that parsing flags or loading a recipe raised."""
-    text = " ".join(str(error).split())
+    text = str(error).strip()
+    if "Traceback" in text:  # of a recipe; its last line says what is wrong
+        text = text.splitlines()[-1]
+    text = " ".join(text.split())
     match = re.search(r"--config\.([\w.]+)=", text)
     if match and match[1] in FIELDS:
         return f"{text}; allowed: {FIELDS[match[1]].allowed}"

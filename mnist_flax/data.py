@@ -12,7 +12,6 @@ import pathlib
 import sys
 import threading
 import urllib.parse
-import urllib.request
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -97,6 +96,11 @@ def load(config: ConfigDict, seed: int) -> Dataset:
             note = f"{error}; for the whole of MNIST {way_out}"
     mean, std = _moments(train.images)
     validation = None
+    if config.validation_size >= len(train):
+        raise UserError(
+            f"config.dataset.validation_size={config.validation_size} is not allowed; allowed: "
+            f"below the {len(train):,} training images"
+        )
     if config.validation_size:
         train, validation = split_validation(train, config.validation_size, seed)
     source = "sample" if note else "tfds"
@@ -213,10 +217,10 @@ def _download(builder: Any, urls: Mapping[str, str]) -> dict[str, pathlib.Path]:
     class Manager(tfds.download.DownloadManager):
         def _download(self, resource: Any) -> Any:
             # Called for files that are not cached. TFDS alone retries for minutes.
-            reason = _why_unreachable(resource.url)
-            if reason:
+            problem = _find_problem(resource.url)
+            if problem:
                 host = urllib.parse.urlsplit(resource.url).hostname
-                raise _Unreachable(f"{host} cannot be reached ({reason})", urls)
+                raise _Unreachable(f"{host} {problem}", urls)
             return super()._download(resource)
 
     if not sys.stderr.isatty():
@@ -239,16 +243,21 @@ def _download(builder: Any, urls: Mapping[str, str]) -> dict[str, pathlib.Path]:
     return {name: pathlib.Path(path) for name, path in paths.items()}
 
 
-def _why_unreachable(url: str) -> str:
-    """Tries a URL, proxies of the environment honoured; says in a word why it fails, if it does."""
-    outcome = [f"no answer within {_REACH_SECONDS:.0f} s"]
+def _find_problem(url: str) -> str:
+    """Tries a URL for a few seconds; says what is wrong with its host, if anything is."""
+    # What TFDS downloads with, so that proxies and certificates are those of the download.
+    import requests
+
+    outcome = [f"cannot be reached (no answer within {_REACH_SECONDS:.0f} s)"]
 
     def reach() -> None:
         try:
-            urllib.request.urlopen(url, timeout=_REACH_SECONDS).close()
-            outcome[0] = ""
-        except (OSError, ValueError) as error:
-            outcome[0] = str(getattr(error, "reason", error))
+            with requests.get(url, stream=True, timeout=_REACH_SECONDS) as response:
+                status = response.status_code
+            outcome[0] = "" if status == 200 else f"answered HTTP {status}"
+        except requests.RequestException as error:
+            cause = error.args[0] if error.args else error
+            outcome[0] = f"cannot be reached ({getattr(cause, 'reason', cause)})"
 
     # In a thread, because looking a name up has no timeout of its own.
     thread = threading.Thread(target=reach, daemon=True)

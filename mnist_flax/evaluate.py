@@ -1,13 +1,12 @@
 """What a network gets right: exact counts over a whole split."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-BATCH_SIZE = 2_000  # images at a time; a divisor of MNIST's 10,000, small beside a training step
+# Images predicted at a time: a divisor of MNIST's 10,000, so that one program serves them all, and
+# no more memory than a training step of the original takes.
+BATCH_SIZE = 2_000
 
 
 class Evaluation(NamedTuple):
@@ -38,20 +37,9 @@ class Evaluation(NamedTuple):
         ]
 
 
-def predict(apply: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
-    """Logits of a whole split, `BATCH_SIZE` images at a time; to be compiled.
-
-    Args:
-      apply: maps uint8 `[batch, height, width, 1]` to logits `[batch, classes]`, each image by
-        itself, as a network does outside training.
-      images: uint8 `[n, height, width, 1]`; any n.
-
-    Returns:
-      Logits `[n, classes]`.
-    """
-    return jnp.concatenate(
-        [apply(images[start : start + BATCH_SIZE]) for start in range(0, len(images), BATCH_SIZE)]
-    )
+def split_batches(images: np.ndarray) -> list[np.ndarray]:
+    """Cuts `[n, height, width, 1]` into `BATCH_SIZE` images each; the last may be fewer."""
+    return [images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)]
 
 
 def evaluate(logits: np.ndarray, labels: np.ndarray) -> Evaluation:
@@ -60,6 +48,9 @@ def evaluate(logits: np.ndarray, labels: np.ndarray) -> Evaluation:
     Args:
       logits: float `[n, classes]`.
       labels: int `[n]`.
+
+    Returns:
+      Loss and accuracy, and what each image was taken for.
     """
     logits = np.asarray(logits, np.float64)
     shifted = logits - logits.max(axis=1, keepdims=True)

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 DPI = 130
-MAX_DIGITS = 1_000  # of one figure; a 20 x 50 grid is still quick to draw and to scroll through
+MAX_DIGITS = 1_000  # of one figure: 20 x 50, 10,000 pixels high; W&B's table has them all
 
 _INK = "#222222"
 _RIGHT = "#1a9850"
@@ -86,7 +86,7 @@ def digits_with_bars(
         title += f" (the first {MAX_DIGITS:,} of {total:,})"
     columns = 10 if len(images) <= 100 else 20
     rows = -(-len(images) // columns)
-    figure, ax = _grid(rows, columns, title)
+    figure, ax = _grid(rows, columns, title, class_names)
     for cell, image in enumerate(images):
         left, top = cell % columns, (cell // columns) * _CELL_HEIGHT
         ax.imshow(
@@ -203,11 +203,13 @@ def _empty(title: str) -> Figure:
     return figure
 
 
-def _grid(rows: int, columns: int, title: str) -> tuple[Figure, Axes]:
+def _grid(rows: int, columns: int, title: str, class_names: Sequence[str]) -> tuple[Figure, Axes]:
     """A figure of cells 1.1 inch wide below a title and a legend."""
-    head = 0.95
+    key = "   ".join(f"{label} {name}" for label, name in enumerate(class_names))
+    has_key = [str(label) for label in range(len(class_names))] != list(class_names)
+    head = 1.2 if has_key else 0.95
     width, height = 1.1 * columns + 0.2, 1.1 * _CELL_HEIGHT * rows
-    figure = Figure(figsize=(width, height + head), dpi=DPI if rows <= 20 else 80)
+    figure = Figure(figsize=(width, height + head), dpi=DPI if rows <= 20 else 110)
     ax = figure.add_axes((0, 0, 1, height / (height + head)))
     ax.set_axis_off()
     figure.text(
@@ -226,13 +228,15 @@ def _grid(rows: int, columns: int, title: str) -> tuple[Figure, Axes]:
         frameon=False,
         fontsize=8,
     )
+    if has_key:
+        figure.text(0.5, 1 - 0.9 / (height + head), key, ha="center", va="top", fontsize=9)
     return figure, ax
 
 
 def _draw_headers(
     ax: Axes, labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str], columns: int
 ) -> None:
-    size = 5 if _are_long(class_names) else 9
+    size = 6 if _are_long(class_names) else 9
     for cell, (label, prediction) in enumerate(zip(labels, predictions, strict=True)):
         is_right = label == prediction
         name = class_names[label]

@@ -1,5 +1,6 @@
 """Adam with exponential decay, as optax transformations."""
 
+import jax
 import optax
 from ml_collections import ConfigDict
 
@@ -11,9 +12,13 @@ def create_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
       config: the group `optimizer` of a configuration.
       steps_per_epoch: the last, smaller batch counted.
     """
-    return optax.exponential_decay(
-        config.learning_rate, steps_per_epoch, config.learning_rate_decay, staircase=True
-    )
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+        # In integers: a rounded quotient, as of optax.exponential_decay, puts some epochs a step
+        # late, those of 41 steps for one.
+        return config.learning_rate * config.learning_rate_decay ** (step // steps_per_epoch)
+
+    return schedule
 
 
 def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:

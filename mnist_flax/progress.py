@@ -20,6 +20,7 @@ class Progress:
         self._num_epochs = num_epochs
         self._num_images = num_images
         self._epoch = 0
+        self._started = time.monotonic()
         self._last_line = time.monotonic()
         self._bar = tqdm(
             total=num_epochs * num_images,
@@ -32,8 +33,11 @@ class Progress:
 
     def start_epoch(self, epoch: int) -> None:
         """Begins epoch number `epoch`, from 1."""
-        if self._epoch == 0 and not self._bar.disable:
-            self._bar.reset()  # what came before, compiling above all, says nothing of the rate
+        if self._epoch == 0:
+            # What came before, compiling above all, says nothing of the rate.
+            self._started = time.monotonic()
+            if not self._bar.disable:
+                self._bar.reset()
         self._epoch = epoch
         self.update(0)
 
@@ -56,7 +60,9 @@ class Progress:
             f"{split} loss {record[f'{split}/loss']:.4f} accuracy {record[f'{split}/accuracy']:.2%}"
             for split in splits
         )
-        left = (self._num_epochs - record["epoch"]) * record["seconds"]
+        # From the clock, so that evaluation counts.
+        elapsed = time.monotonic() - self._started
+        left = (self._num_epochs - record["epoch"]) * elapsed / record["epoch"]
         self.line(
             f"epoch {record['epoch']:>{len(str(self._num_epochs))}}/{self._num_epochs}  {results}  "
             f"{record['seconds']:.1f} s  {record['images_per_second']:,.0f} images/s  "

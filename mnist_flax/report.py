@@ -14,6 +14,7 @@ from mnist_flax.tracking import Tracker
 from mnist_flax.workdir import Workdir
 
 _NUM_SHOWN = 20  # test digits in predictions.png
+_ABORT_SECONDS = 10  # for drawings under way when a run is broken off
 
 
 class Report:
@@ -44,7 +45,12 @@ class Report:
         )
 
     def augmentation(self, original: np.ndarray, augmented: np.ndarray) -> None:
-        """Draws augmentation.png from a digit and augmentations of it."""
+        """Draws augmentation.png.
+
+        Args:
+          original: a digit, uint8 `[height, width, 1]`.
+          augmented: augmentations of it, 0..255, `[n, height, width, 1]`.
+        """
 
         def draw() -> None:
             figure = figures.augmentation_sheet(original, augmented, self._dataset.title)
@@ -59,7 +65,14 @@ class Report:
         accuracies: np.ndarray,
         test: Evaluation,
     ) -> None:
-        """Takes an epoch: its line of metrics.jsonl, its steps' values and its test results."""
+        """Takes an epoch.
+
+        Args:
+          record: its line of metrics.jsonl.
+          losses: `[steps]`, of its steps.
+          accuracies: `[steps]`, 0..1, of its steps.
+          test: its results on the test set.
+        """
         self._workdir.append_metrics(record)
         self.records.append(record)
         self._losses = np.append(self._losses, losses)
@@ -78,7 +91,7 @@ class Report:
 
     def abort(self) -> None:
         """Ends a run that did not come to its end; its finished epochs stay."""
-        self._drawing.close()
+        self._drawing.close(_ABORT_SECONDS)
         self._tracker.finish({}, exit_code=1)
 
     def _draw_epoch(
@@ -89,6 +102,13 @@ class Report:
         test: Evaluation,
     ) -> None:
         record = records[-1]
+        # The numbers first: they do not depend on a drawing.
+        steps = slice(len(losses) - self._steps_per_epoch, None)
+        first = record["step"] - self._steps_per_epoch + 1
+        self._tracker.log_steps(first, losses[steps], accuracies[steps])
+        # The step's own train/loss and train/accuracy stand beside the epoch's means.
+        renamed = {k.replace("train/", "train/epoch_"): v for k, v in record.items() if k != "step"}
+        self._tracker.log(record["step"], renamed)
         title = self._dataset.title
         count = slice(0, _NUM_SHOWN)
         predictions = figures.digits_with_bars(
@@ -101,13 +121,7 @@ class Report:
         self._save(
             figures.curves(self._steps_per_epoch, losses, accuracies, records, title), "curves"
         )
-        steps = slice(len(losses) - self._steps_per_epoch, None)
-        first = record["step"] - self._steps_per_epoch + 1
-        self._tracker.log_steps(first, losses[steps], accuracies[steps])
-        # The step's own train/loss and train/accuracy stand beside the epoch's means.
-        renamed = {k.replace("train/", "train/epoch_"): v for k, v in record.items() if k != "step"}
-        picture = self._save(predictions, "predictions")
-        self._tracker.log(record["step"], renamed | {"predictions": picture})
+        self._tracker.log(record["step"], {"predictions": self._save(predictions, "predictions")})
 
     def _draw_results(self, step: int, test: Evaluation) -> None:
         wrong = test.misclassified

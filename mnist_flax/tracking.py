@@ -57,7 +57,13 @@ class Tracker:
         self._background.submit(self._start, config.wandb.mode, settings)
 
     def log_steps(self, first: int, losses: np.ndarray, accuracies: np.ndarray) -> None:
-        """Logs `train/loss` and `train/accuracy` of the steps from `first` on."""
+        """Logs `train/loss` and `train/accuracy` of the steps from `first` on.
+
+        Args:
+          first: the first step's number, from 1 over the whole run.
+          losses: `[steps]`.
+          accuracies: `[steps]`, 0..1.
+        """
 
         def log() -> None:
             for step, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True), first):
@@ -107,7 +113,12 @@ class Tracker:
         self._submit(log)
 
     def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
-        """Sends what is left and ends the run; waits two minutes at most."""
+        """Sends what is left and ends the run; waits two minutes at most, then gives W&B up.
+
+        Args:
+          summary: the run's results, numbers and texts.
+          exit_code: other than 0 marks the run as failed.
+        """
         if self._background is None:
             return
 
@@ -119,7 +130,9 @@ class Tracker:
 
         self._submit(finish)
         if not self._background.close(_FINISH_SECONDS):
-            self._say(f"W&B has not finished; upload what is left: wandb sync {self._folder}")
+            left = f"; upload what is left: wandb sync {self._folder}" if self._run else ""
+            self._say(f"W&B does not answer{left}")
+            _kill_service()
 
     def _submit(self, job: Callable[[], None]) -> None:
         if self._background is not None:
@@ -127,7 +140,7 @@ class Tracker:
 
     @property
     def _folder(self) -> str:
-        return os.path.relpath(self._run.settings.sync_dir) if self._run else "(not started)"
+        return os.path.relpath(self._run.settings.sync_dir)
 
     def _start(self, mode: str, settings: dict[str, Any]) -> None:
         import wandb
@@ -151,6 +164,15 @@ class Tracker:
             self._run = wandb.init(**settings, mode="offline", settings=quiet)
         if self._run.url:
             self._say(f"W&B: {self._run.url}")
+
+
+def _kill_service() -> None:
+    """Ends W&B's service process, for which Python would otherwise wait at its exit, for ever."""
+    import psutil
+
+    for process in psutil.Process().children(recursive=True):
+        if "wandb" in process.name():
+            process.kill()
 
 
 def _media(value: float | bytes) -> Any:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from mnist_flax import config as config_lib
 from mnist_flax.errors import UserError
 from mnist_flax.progress import Progress
 from mnist_flax.report import Report
-from mnist_flax.workdir import Workdir, versions
+from mnist_flax.workdir import Workdir, check_workdir, versions
 
 # How often an epoch the host waits for the device: to show progress, and to be interruptible.
 _WAITS_PER_EPOCH = 8
@@ -130,6 +131,7 @@ class Trainer:
     Attributes:
       state: replaced by every step.
       splits: those to evaluate, by name.
+      schedule: learning rate by step.
       batches: (start, size) of an epoch's batches; the last may be smaller.
       compile_seconds: how long compiling took.
     """
@@ -141,11 +143,15 @@ class Trainer:
             for start in range(0, num_images, config.batch_size)
         ]
         self.state = create_state(config, len(self.batches))
+        self.schedule = optimizer.create_schedule(config.optimizer, len(self.batches))
         self._train = jax.device_put(dataset.train)
         self.splits = {"test": dataset.test}
         if dataset.validation is not None:
             self.splits["validation"] = dataset.validation
-        self._images = {name: jax.device_put(split.images) for name, split in self.splits.items()}
+        self._images = {
+            name: jax.device_put(evaluate.split_batches(split.images))
+            for name, split in self.splits.items()
+        }
         normalize = functools.partial(data.normalize, mean=dataset.mean, std=dataset.std)
         step = jax.jit(
             functools.partial(train_step, augment_config=config.augment, normalize=normalize),
@@ -155,23 +161,24 @@ class Trainer:
 
         @jax.jit
         def predict(variables: dict[str, Any], images: jax.Array) -> jax.Array:
-            apply = functools.partial(self.state.apply_fn, variables, train=False)
-            return evaluate.predict(lambda batch: apply(normalize(batch)), images)
+            return self.state.apply_fn(variables, normalize(images), train=False)
 
         started = time.perf_counter()
         self._shuffle = jax.jit(functools.partial(shuffle, num_images=num_images))
         order = jax.eval_shape(self._shuffle, self.state.key, 0)
         lowered = {
-            size: step.lower(self.state, *self._train, order, 0, batch_size=size)
+            (step, size): step.lower(self.state, *self._train, order, 0, batch_size=size)
             for size in {size for _, size in self.batches}
         } | {
-            name: predict.lower(self.state.variables, images)
-            for name, images in self._images.items()
+            (predict, len(images)): predict.lower(self.state.variables, images)
+            for images in itertools.chain(*self._images.values())
         }
         # XLA compiles without Python's lock: the programs side by side.
         with concurrent.futures.ThreadPoolExecutor() as pool:
             compiled = pool.map(lambda program: program.compile(), lowered.values())
-            self._compiled = dict(zip(lowered, compiled, strict=True))
+            programs = dict(zip(lowered, compiled, strict=True))
+        self._steps = {size: run for (kind, size), run in programs.items() if kind is step}
+        self._predict = {size: run for (kind, size), run in programs.items() if kind is predict}
         self.compile_seconds = time.perf_counter() - started
 
     def train_epoch(self, epoch: int, progress: Progress) -> StepMetrics:
@@ -184,8 +191,7 @@ class Trainer:
         wait_every = max(2, math.ceil(len(self.batches) / _WAITS_PER_EPOCH))
         history: list[StepMetrics] = []
         for index, (start, size) in enumerate(self.batches, 1):
-            step = self._compiled[size]
-            self.state, metrics = step(self.state, *self._train, order, start)
+            self.state, metrics = self._steps[size](self.state, *self._train, order, start)
             history.append(metrics)
             if index % wait_every == 0 or index == len(self.batches):
                 progress.update(start + size, float(metrics.loss), float(metrics.accuracy))
@@ -193,8 +199,9 @@ class Trainer:
 
     def evaluate(self, name: str) -> evaluate.Evaluation:
         """Evaluates the whole split 'test' or 'validation'."""
-        logits = self._compiled[name](self.state.variables, self._images[name])
-        return evaluate.evaluate(np.asarray(logits), self.splits[name].labels)
+        variables = self.state.variables
+        logits = [self._predict[len(batch)](variables, batch) for batch in self._images[name]]
+        return evaluate.evaluate(np.concatenate(jax.device_get(logits)), self.splits[name].labels)
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -208,25 +215,27 @@ def run(config: ConfigDict, workdir: str) -> None:
       UserError: the configuration, the data or the folder cannot be used, or the loss diverges.
     """
     config_lib.check(config)
+    check_workdir(workdir)
     dataset = data.load(config.dataset, config.seed)
-    config_lib.check_sizes(config, len(dataset.train) + config.dataset.validation_size)
+    config_lib.check_sizes(config, len(dataset.train) + len(dataset.validation or ()))
     folder = Workdir(workdir, config.to_dict())
     progress = Progress(config.num_epochs, len(dataset.train))
     progress.line(f"Workdir: {folder.path}")
     progress.line(_describe(dataset))
     trainer = Trainer(config, dataset)
-    progress.line(f"{_describe_devices()}, compiled in {trainer.compile_seconds:.1f} s")
+    progress.line(f"{_describe_device()}, compiled in {trainer.compile_seconds:.1f} s")
     report = Report(config, folder, dataset, len(trainer.batches), progress.line)
     try:
-        report.augmentation(*_augmentations(config, dataset))
+        if config.augment.enabled:
+            report.augmentation(*_augmentations(config, dataset))
         for epoch in range(1, config.num_epochs + 1):
             test = _run_epoch(config, trainer, epoch, report, progress)
+        progress.close()
+        report.finish(_summarize(config, dataset, trainer, report.records, test), test)
     except BaseException:
         progress.close()
         report.abort()
         raise
-    progress.close()
-    report.finish(_summarize(config, dataset, trainer, report.records, test), test)
     progress.line(
         f"Done: {test.accuracy:.2%} test accuracy, {len(test.misclassified):,} errors, on "
         f"{dataset.title}; results in {folder.path}"
@@ -242,11 +251,6 @@ def _run_epoch(
     seconds = time.perf_counter() - started
     sizes = [size for _, size in trainer.batches]
     loss, accuracy = (float(np.average(values, weights=sizes)) for values in metrics)
-    if not math.isfinite(loss):
-        raise UserError(
-            f"the loss became {loss} in epoch {epoch}: "
-            f"config.optimizer.learning_rate={config.optimizer.learning_rate} is too high"
-        )
     record = {
         "epoch": epoch,
         "step": epoch * len(sizes),
@@ -256,9 +260,13 @@ def _run_epoch(
     results = {name: trainer.evaluate(name) for name in trainer.splits}
     for name, result in results.items():
         record |= {f"{name}/loss": result.loss, f"{name}/accuracy": result.accuracy}
-    decay = config.optimizer.learning_rate_decay ** (epoch - 1)
+    if not all(map(math.isfinite, record.values())):
+        raise UserError(
+            f"the loss is no longer finite in epoch {epoch}: "
+            f"config.optimizer.learning_rate={config.optimizer.learning_rate} is too high"
+        )
     record |= {
-        "learning_rate": config.optimizer.learning_rate * decay,
+        "learning_rate": float(trainer.schedule((epoch - 1) * len(sizes))),
         "seconds": seconds,
         "images_per_second": sum(sizes) / seconds,
     }
@@ -304,7 +312,7 @@ def _summarize(
         "confusion_matrix": test.confusion.tolist(),
         "misclassified": test.misclassified.tolist(),
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(trainer.state.params)),
-        "devices": [device.device_kind for device in jax.devices()],
+        "devices": [device.device_kind for device in trainer.state.step.devices()],
         "compile_seconds": trainer.compile_seconds,
         "train_seconds": sum(record["seconds"] for record in records),
         "versions": versions(),
@@ -319,6 +327,7 @@ def _describe(dataset: data.Dataset) -> str:
     return f"Data: {dataset.title}, {sizes}"
 
 
-def _describe_devices() -> str:
-    devices = jax.devices()
-    return f"Device: {len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
+def _describe_device() -> str:
+    device, *others = jax.devices()
+    unused = f", {len(others)} more unused" if others else ""
+    return f"Device: {device.device_kind}{unused}"

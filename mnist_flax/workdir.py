@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
@@ -14,27 +15,27 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets", "
 
 
 class Workdir:
-    """Writes a run's files; each is whole whenever it can be seen.
+    """Writes a run's files; each is whole whenever it can be seen."""
 
-    Raises:
-      UserError: the folder holds a run already, or cannot be written.
-    """
+    def __init__(self, path: str, config: dict[str, Any]) -> None:
+        """Makes the folder, a dated one if `path` is empty, and writes config.json.
 
-    def __init__(self, path: str, config: dict[str, Any]):
-        self.path = pathlib.Path(path).expanduser() if path else _dated()
-        self.figures = self.path / "figures"
+        Raises:
+          UserError: the folder holds a run already, or cannot be written.
+        """
+        check_workdir(path)
         try:
-            if (self.path / "config.json").exists():
-                raise UserError(f"--workdir={self.path} holds a run already; allowed: a new folder")
-            self.figures.mkdir(parents=True, exist_ok=True)
+            self.path = _make(path) if path else _make_dated()
+            self.figures = self.path / "figures"
+            self.figures.mkdir(exist_ok=True)
             self._write("config.json", config)
         except OSError as error:
-            raise UserError(f"--workdir={self.path}: {error.strerror}") from None
+            raise UserError(f"--workdir={path or 'runs'}: {error.strerror}") from None
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl and sees it to the disk."""
         with open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -55,11 +56,35 @@ def versions() -> dict[str, str]:
     }
 
 
-def _dated() -> pathlib.Path:
-    """`runs/<date>_<time>`, made distinct if that second has one already."""
-    base = pathlib.Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    path, count = base, 1
-    while path.exists():
-        count += 1
-        path = base.with_name(f"{base.name}_{count}")
-    return path
+def check_workdir(path: str) -> None:
+    """Checks, before there is anything to write, that `path` can become a run's folder.
+
+    Raises:
+      UserError: it holds a run already, or it or the folder to make it in cannot be written.
+    """
+    folder = pathlib.Path(path or "runs").expanduser()
+    if path and (folder / "config.json").exists():
+        raise UserError(f"--workdir={folder} holds a run already; allowed: a new folder")
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise UserError(f"--workdir={folder}: {existing} is not a folder; allowed: a new folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir={folder}: {existing} cannot be written")
+
+
+def _make(path: str) -> pathlib.Path:
+    folder = pathlib.Path(path).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _make_dated() -> pathlib.Path:
+    """Makes `runs/<date>_<time>`, with a number behind it if another run was first."""
+    name = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for number in itertools.count(1):
+        folder = pathlib.Path("runs") / (name if number == 1 else f"{name}_{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue

@@ -187,8 +187,8 @@ class TestUnreachable:
         monkeypatch.setattr(data, "_REACH_SECONDS", 1.0)
         with http.server.socketserver.TCPServer(("127.0.0.1", 0), None) as silent:
             started = time.monotonic()
-            reason = data._why_unreachable(f"http://127.0.0.1:{silent.server_address[1]}/")
-        assert reason
+            reason = data._find_problem(f"http://127.0.0.1:{silent.server_address[1]}/")
+        assert reason == "cannot be reached (no answer within 1 s)" or "timed out" in reason
         assert time.monotonic() - started < 3
 
 
@@ -201,7 +201,7 @@ class TestDownload:
     def server(self):
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
-                self.send_response(200)
+                self.send_response(self.server.status)
                 self.send_header("Content-Length", str(len(self.server.content)))
                 self.end_headers()
                 self.wfile.write(self.server.content)
@@ -210,7 +210,7 @@ class TestDownload:
                 pass
 
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-            server.content = self.CONTENT
+            server.content, server.status = self.CONTENT, 200
             threading.Thread(target=server.serve_forever, daemon=True).start()
             yield server
             server.shutdown()
@@ -253,6 +253,11 @@ class TestDownload:
             data._verify(path, info.size, info.checksum, discard=True)
         assert self.download(builder).read_bytes() == self.CONTENT
 
+    def test_a_host_without_the_file_is_told_from_no_host(self, builder, server):
+        server.status = 403
+        with pytest.raises(data._Unreachable, match=r"127.0.0.1 answered HTTP 403"):
+            self.download(builder)
+
     def test_unwritable_folder(self, builder, tmp_path):
         (tmp_path / "downloads").write_text("in the way")
         with pytest.raises(UserError, match=r"config.dataset.data_dir=.*File exists"):
@@ -274,6 +279,12 @@ class TestValidation:
         both = np.concatenate([dataset.train.images, dataset.validation.images])
         rows = lambda images: sorted(image.tobytes() for image in images)  # noqa: E731
         assert rows(both) == rows(whole.images)
+
+    def test_must_leave_images_of_the_sample(self, tmp_path, closed_network):
+        """Too many only once the run has fallen back on the sample."""
+        config = dataset_config(validation_size=4_000, data_dir=str(tmp_path))
+        with pytest.raises(UserError, match=r"validation_size=4000 .* below the 4,000 training"):
+            data.load(config, 0)
 
     def test_is_proportional(self):
         labels = np.repeat([0, 1, 2], [600, 300, 100]).astype(np.int32)

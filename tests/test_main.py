@@ -192,11 +192,11 @@ def test_mnist_from_a_folder(run_main, mnist_dir, tmp_path):
         (["--config.seed"], "--config.seed"),
         (["--config=configs/nothing.py"], "--config=configs/nothing.py: no such file"),
         (["--config=README.md"], "README.md"),
-        (["--epochs=3"], "epochs"),
+        (["--epochs=3"], "error: Unknown command line flag 'epochs'"),
         (["train"], "'train' is not a flag"),
         (["--config.dataset.manual_dir=/"], "/t10k-images-idx3-ubyte.gz: No such file"),
         (["--config.dataset.source=tfds"], "storage.googleapis.com cannot be reached"),
-        (["--workdir=/dev/null/run"], "--workdir=/dev/null/run: Not a directory"),
+        (["--workdir=/dev/null/run"], "--workdir=/dev/null/run: /dev/null is not a folder"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -215,6 +215,19 @@ def test_bad_input_is_one_line_and_leaves_nothing(run_main, tmp_path, arguments,
     assert line.startswith("error: ")
     assert expected in line
     assert list(cwd.iterdir()) == []
+
+
+def test_a_damaged_file_is_one_line_and_leaves_nothing(run_main, mnist_dir, tmp_path):
+    folder, workdir = tmp_path / "mnist", tmp_path / "run"
+    folder.mkdir()
+    for path in mnist_dir.glob("*.gz"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    damaged = folder / "train-labels-idx1-ubyte.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    done = run_main(f"--workdir={workdir}", f"--config.dataset.manual_dir={folder}")
+    assert done.returncode == 2
+    assert done.stderr == f"error: {damaged}: 28,881 bytes expected, 28,880 found\n"
+    assert not workdir.exists()
 
 
 def test_help(run_main):

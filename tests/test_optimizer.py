@@ -1,3 +1,5 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,6 +13,18 @@ def test_schedule_is_a_staircase_by_epochs():
     np.testing.assert_allclose(rates[:30], 0.003, rtol=1e-6)
     np.testing.assert_allclose(rates[30:60], 0.003 * 0.99, rtol=1e-6)
     assert rates[60] == pytest.approx(0.003 * 0.99**2, rel=1e-6)
+
+
+@pytest.mark.parametrize("steps_per_epoch", [1, 7, 41, 55, 61, 235, 1875])
+def test_every_epoch_begins_on_its_step(steps_per_epoch):
+    """Compiled, as in training, where a rounded quotient would be late."""
+    config = default.get_config().optimizer
+    config.learning_rate_decay = 0.5
+    schedule = jax.jit(create_schedule(config, steps_per_epoch))
+    for epoch in range(1, 20):
+        for step, rate in ((-1, 0.5 ** (epoch - 1)), (0, 0.5**epoch)):
+            actual = float(schedule(jnp.int32(epoch * steps_per_epoch + step)))
+            assert actual == pytest.approx(0.003 * rate, rel=1e-6)
 
 
 def test_a_decay_of_one_is_constant():

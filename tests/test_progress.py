@@ -26,7 +26,7 @@ progress.line("the end")
 """
 LINES = [
     "epoch 1/2  train loss 0.5000 accuracy 90.00%  test loss 0.2500 accuracy 95.00%  "
-    "2.0 s  500 images/s  0:00:02 left",
+    "2.0 s  500 images/s  0:00:00 left",
     "epoch 2/2  train loss 0.5000 accuracy 90.00%  test loss 0.2500 accuracy 95.00%  "
     "2.0 s  500 images/s  0:00:00 left",
     "the end",
@@ -79,6 +79,20 @@ def test_a_line_a_minute_within_an_epoch(monkeypatch, capsys):
     assert capsys.readouterr().out == "epoch 1/1  20%  loss 1.0000, accuracy 50.00%\n"
     shown.update(30, 1.0, 0.5)
     assert capsys.readouterr().out == ""
+
+
+def test_time_left_counts_all_that_an_epoch_took(monkeypatch, capsys):
+    from mnist_flax import progress
+
+    clock = 1000.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock)
+    shown = progress.Progress(3, 100)
+    clock += 500  # compiling, which says nothing of the epochs
+    shown.start_epoch(1)
+    clock += 40  # 30 s of training and 10 s of evaluation
+    record = {"epoch": 1, "seconds": 30.0, "images_per_second": 3.3}
+    shown.finish_epoch(record)
+    assert capsys.readouterr().out.endswith("30.0 s  3 images/s  0:01:20 left\n")
 
 
 @pytest.mark.parametrize("splits", [("train", "test"), ("train", "validation", "test")])

@@ -1,4 +1,5 @@
 import io
+import os
 import pathlib
 import subprocess
 import sys
@@ -106,6 +107,38 @@ log_a_run(tracker)
     assert done.returncode == 0, done.stderr
     assert "W&B: no connection" in done.stdout
     assert OfflineRun(tmp_path).summary["final_test_accuracy"] == 0.875
+
+
+def test_a_service_that_hangs_is_given_up(tmp_path):
+    """W&B's process is stopped in its tracks; ours must still come to its end."""
+    script = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+import psutil
+from mnist_flax import tracking
+from configs import default
+tracking._FINISH_SECONDS = 2
+config = default.get_config()
+config.wandb.mode = "offline"
+tracker = tracking.Tracker(config, {str(tmp_path)!r}, "n", {{}}, [], print)
+while tracker._run is None:
+    time.sleep(0.1)
+services = [p for p in psutil.Process().children(recursive=True) if "wandb" in p.name()]
+assert services
+for service in services:
+    service.suspend()
+tracker.log_steps(1, [0.5], [0.5])
+tracker.finish({{}})
+print("finished", flush=True)
+"""
+    # Without what an earlier test's W&B has put there: the script has a service of its own.
+    env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=env
+    )
+    assert "W&B does not answer; upload what is left: wandb sync" in done.stdout
+    assert done.stdout.endswith("finished\n")
+    assert done.returncode == 0
 
 
 def test_disabled_imports_nothing(tiny_config, tmp_path):
