@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
 
     config.wandb = ConfigDict()
     config.wandb.mode = "auto"  # online | offline | disabled | auto: online if logged in
-    config.wandb.project = "mnist_flax"
+    config.wandb.project = "mnist_flax"  # made when it is first used
     config.wandb.entity = ""  # user or team; empty: the login's default
     config.wandb.group = ""  # groups runs in the web page
     config.wandb.tags = ()  # as 'a,b' or "('a', 'b')"

@@ -2,10 +2,16 @@
 
 What it computes: `lax.conv_general_dilated`, to float rounding.
 
-Why: on a CPU, XLA takes most of a training step for two of its passes, and both have a quicker
-equivalent. The weight gradient is one matrix product a chunk of images, of the image's patches
-along its rows with the output's gradient; chunks keep the patches in the cache. A large kernel's
-forward pass without padding is quicker with padding, cropped.
+Why: on a CPU, two of XLA's passes have a quicker equivalent. The weight gradient is one matrix
+product a chunk of images, of the image's patches along its rows with the output's gradient; chunks
+keep the patches in the cache. A large kernel's forward pass without padding is quicker with
+padding, cropped. For the original's second layer (256 images of 24x24, 5x5, 36 to 36 channels):
+
+    milliseconds, median (range) of 5       lax                 here
+    weight gradient                         1121 (981-1241)     167 (138-231)
+    forward                                 468 (441-483)       196 (178-223)
+
+on 2 cores of an AMD EPYC with AVX2, jax 0.10.2, both interleaved.
 
 Where: on CPUs only. Elsewhere each pass is XLA's own, which serves GPUs and TPUs well. The choice
 falls when a program is lowered, pass by pass, so that one program exported for several platforms
@@ -23,9 +29,9 @@ import numpy as np
 from jax import lax
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
-# Images whose patches are made at a time, at most. 4 to 32 are about as fast on two cores.
+# Images whose patches are made at a time, at most; 2 to 32 were about as fast.
 _CHUNK = 8
-# The kernel from which padding pays: 3x3 is quicker as it is, 5x5 takes a third.
+# The kernel from which padding pays: 5x5 gains, 3x3 loses.
 _LARGE = 4
 
 _Strides = tuple[int, int]
@@ -150,7 +156,7 @@ def _weight_gradient(
 
     def add_chunk(total: jax.Array, chunks: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         images = jnp.pad(chunks[0], ((0, 0), *padding, (0, 0)))
-        # A gather with constant indices, several times as fast as concatenated slices.
+        # A gather with constant indices: concatenated slices are slower on a CPU.
         patches = jnp.take(images, starts, axis=2, mode="clip")
         moved = [
             jnp.pad(chunks[1], ((0, 0), (i, rows - 1 - i), (0, 0), (0, 0))) for i in range(rows)

@@ -256,8 +256,10 @@ def _find_problem(url: str) -> str:
                 status = response.status_code
             outcome[0] = "" if status == 200 else f"answered HTTP {status}"
         except requests.RequestException as error:
-            cause = error.args[0] if error.args else error
-            outcome[0] = f"cannot be reached ({getattr(cause, 'reason', cause)})"
+            cause: BaseException = error
+            while cause.__context__ is not None:  # down to what the system said
+                cause = cause.__context__
+            outcome[0] = f"cannot be reached ({cause})"
 
     # In a thread, because looking a name up has no timeout of its own.
     thread = threading.Thread(target=reach, daemon=True)

@@ -118,8 +118,14 @@ def curves(
       records: the lines of metrics.jsonl, one an epoch.
       title: names the data.
     """
-    figure = _figure(11, 4.4)
-    step_axis = np.arange(1, len(step_losses) + 1) / steps_per_epoch
+    figure = _figure(11, 4.7)
+    # Small batches scatter by thousands; 30 points an epoch, the original's steps, stay a line.
+    group = -(-steps_per_epoch // 30)
+    step_axis, step_losses, step_accuracies = (
+        values[: len(values) // group * group].reshape(-1, group).mean(axis=1)
+        for values in (np.arange(1, len(step_losses) + 1), step_losses, step_accuracies)
+    )
+    step_axis = step_axis / steps_per_epoch
     epochs = [record["epoch"] for record in records]
     splits = [("train", _TRAIN), ("validation", _VALIDATION), ("test", _TEST)]
     panels = [("loss", "cross-entropy", step_losses, 1), ("accuracy", "%", step_accuracies, 100)]
@@ -147,8 +153,16 @@ def curves(
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
         # Above the axes, where it can cover nothing.
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(splits), frameon=False)
-    figure.suptitle(f"{title}: after epoch {epochs[-1]} (faint: each training step)")
+        ax.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=len(splits),
+            frameon=False,
+            fontsize=9,
+            columnspacing=1.2,
+        )
+    faint = "each training step" if group == 1 else f"means of {group} training steps"
+    figure.suptitle(f"{title}: after epoch {epochs[-1]}\nfaint: {faint}")
     return figure
 
 
