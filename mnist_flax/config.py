@@ -170,12 +170,8 @@ def check_sizes(config: ConfigDict, train_size: int) -> None:
     Raises:
       UserError: names the field, its value and the largest that works.
     """
-    validation_size = config.dataset.validation_size
-    if validation_size >= train_size:
-        raise _refused(
-            "dataset.validation_size", validation_size, f"below the {train_size:,} training images"
-        )
-    left = train_size - validation_size
+    data.check_validation_size(config.dataset.validation_size, train_size)
+    left = train_size - config.dataset.validation_size
     if config.batch_size > left:
         raise _refused("batch_size", config.batch_size, f"at most the {left:,} training images")
 

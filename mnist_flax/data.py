@@ -96,15 +96,24 @@ def load(config: ConfigDict, seed: int) -> Dataset:
             note = f"{error}; for the whole of MNIST {way_out}"
     mean, std = _moments(train.images)
     validation = None
-    if config.validation_size >= len(train):
-        raise UserError(
-            f"config.dataset.validation_size={config.validation_size} is not allowed; allowed: "
-            f"below the {len(train):,} training images"
-        )
+    check_validation_size(config.validation_size, len(train))
     if config.validation_size:
         train, validation = split_validation(train, config.validation_size, seed)
     source = "sample" if note else "tfds"
     return Dataset(config.name, source, class_names, train, validation, test, mean, std, note)
+
+
+def check_validation_size(size: int, train_size: int) -> None:
+    """Checks that a validation split of `size` leaves some of `train_size` images to train on.
+
+    Raises:
+      UserError: names the field, its value and the largest that works.
+    """
+    if size >= train_size:
+        raise UserError(
+            f"config.dataset.validation_size={size} is not allowed; allowed: "
+            f"below the {train_size:,} training images"
+        )
 
 
 def normalize(images: Any, mean: float, std: float) -> Any:

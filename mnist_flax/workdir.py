@@ -34,8 +34,9 @@ class Workdir:
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl and sees it to the disk."""
+        line = json.dumps(record, allow_nan=False) + "\n"
         with open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
 
