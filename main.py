@@ -10,6 +10,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mnist_flax import config as config_lib
+from mnist_flax import huge_pages
 from mnist_flax.errors import UserError
 
 _DEFAULT = pathlib.Path(__file__).parent / "configs" / "default.py"
@@ -25,6 +26,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the training that the flags ask for."""
     del argv
     logging.set_verbosity(logging.WARNING)  # else JAX tells of every backend that it does not find
+    huge_pages.use()
     # Imported once the flags are known to be right, for it takes seconds.
     from mnist_flax import train
 

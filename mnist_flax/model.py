@@ -10,41 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mnist_flax import conv, data
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation as PyTorch defines it (Ioffe and Szegedy, 2015, arXiv 1502.03167).
-
-    y = scale * (x - mean) / sqrt(var + eps) + bias, a mean and variance a channel: of the batch
-    while training (biased variance), else the running ones. Running statistics move by
-    `momentum` towards the batch's, the variance as its unbiased estimate n / (n - 1) * var; that
-    n / (n - 1) is where flax's own layer differs. Statistics are float32, y has x's type.
-    """
-
-    momentum: float = 0.1
-    eps: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Normalises float `[..., channels]`; `train` says by which statistics."""
-        shape = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
-        running_var = self.variable("batch_stats", "var", jnp.ones, shape)
-        if train:
-            axes = tuple(range(x.ndim - 1))
-            mean = jnp.mean(x, axes, dtype=jnp.float32)
-            var = jnp.mean(jnp.square(x.astype(jnp.float32) - mean), axes)
-            if not self.is_initializing():
-                n = x.size // x.shape[-1]
-                unbiased_var = var * (n / max(n - 1, 1))
-                running_mean.value += self.momentum * (mean - running_mean.value)
-                running_var.value += self.momentum * (unbiased_var - running_var.value)
-        else:
-            mean, var = running_mean.value, running_var.value
-        factor = scale * jax.lax.rsqrt(var + self.eps)
-        return ((x - mean) * factor + bias).astype(x.dtype)
+from mnist_flax.batch_norm import BatchNorm
 
 
 class SimpleCNN(nn.Module):

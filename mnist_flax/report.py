@@ -44,16 +44,16 @@ class Report:
             say=say,
         )
 
-    def augmentation(self, original: np.ndarray, augmented: np.ndarray) -> None:
+    def augmentation(self, create: Callable[[], tuple[np.ndarray, np.ndarray]]) -> None:
         """Draws augmentation.png.
 
         Args:
-          original: a digit, uint8 `[height, width, 1]`.
-          augmented: augmentations of it, 0..255, `[n, height, width, 1]`.
+          create: returns a digit, uint8 `[height, width, 1]`, and augmentations of it, 0..255,
+            `[n, height, width, 1]`; called in the background.
         """
 
         def draw() -> None:
-            figure = figures.augmentation_sheet(original, augmented, self._dataset.title)
+            figure = figures.augmentation_sheet(*create(), self._dataset.title)
             self._tracker.log(0, {"augmentation": self._save(figure, "augmentation")})
 
         self._drawing.submit(draw)

@@ -15,7 +15,7 @@ import optax
 from flax.training import train_state
 from ml_collections import ConfigDict
 
-from mnist_flax import augment, data, evaluate, model, optimizer
+from mnist_flax import augment, data, evaluate, model, optimizer, runtime
 from mnist_flax import config as config_lib
 from mnist_flax.errors import UserError
 from mnist_flax.progress import Progress
@@ -57,7 +57,8 @@ def create_state(config: ConfigDict, steps_per_epoch: int) -> TrainState:
     schedule = optimizer.create_schedule(config.optimizer, steps_per_epoch)
     tx = optimizer.create_optimizer(config.optimizer, schedule)
 
-    @jax.jit  # as one program: its many small operations take seconds to compile one by one
+    # As one program: its many small operations take seconds to compile one by one.
+    @jax.jit
     def create(root: jax.Array) -> TrainState:
         init_key, key = jax.random.split(root)
         images = jnp.zeros((1, data.IMAGE_SIDE, data.IMAGE_SIDE, 1))
@@ -133,7 +134,7 @@ class Trainer:
       splits: those to evaluate, by name.
       schedule: learning rate by step.
       batches: (start, size) of an epoch's batches; the last may be smaller.
-      compile_seconds: how long compiling took.
+      compile_seconds: how long compiling took, until the first step could begin.
     """
 
     def __init__(self, config: ConfigDict, dataset: data.Dataset):
@@ -153,32 +154,43 @@ class Trainer:
             for name, split in self.splits.items()
         }
         normalize = functools.partial(data.normalize, mean=dataset.mean, std=dataset.std)
+        options = runtime.compiler_options()
+        self._shuffle = jax.jit(functools.partial(shuffle, num_images=num_images))
         step = jax.jit(
             functools.partial(train_step, augment_config=config.augment, normalize=normalize),
             static_argnames="batch_size",
             donate_argnames="state",
+            compiler_options=options,
         )
 
-        @jax.jit
+        @functools.partial(jax.jit, compiler_options=options)
         def predict(variables: dict[str, Any], images: jax.Array) -> jax.Array:
             return self.state.apply_fn(variables, normalize(images), train=False)
 
-        started = time.perf_counter()
-        self._shuffle = jax.jit(functools.partial(shuffle, num_images=num_images))
         order = jax.eval_shape(self._shuffle, self.state.key, 0)
-        lowered = {
-            (step, size): step.lower(self.state, *self._train, order, 0, batch_size=size)
-            for size in {size for _, size in self.batches}
-        } | {
-            (predict, len(images)): predict.lower(self.state.variables, images)
-            for images in itertools.chain(*self._images.values())
+        state = jax.eval_shape(lambda: self.state)
+
+        def compile_step(size: int) -> jax.stages.Compiled:
+            return step.lower(state, *self._train, order, 0, batch_size=size).compile()
+
+        def compile_predict(images: jax.Array) -> jax.stages.Compiled:
+            return predict.lower(state.variables, images).compile()
+
+        started = time.perf_counter()
+        compiler = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._steps = {
+            size: compiler.submit(compile_step, size)
+            for size in sorted({size for _, size in self.batches}, reverse=True)
         }
-        # XLA compiles without Python's lock: the programs side by side.
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            compiled = pool.map(lambda program: program.compile(), lowered.values())
-            programs = dict(zip(lowered, compiled, strict=True))
-        self._steps = {size: run for (kind, size), run in programs.items() if kind is step}
-        self._predict = {size: run for (kind, size), run in programs.items() if kind is predict}
+        self._predict = {
+            size: compiler.submit(compile_predict, images)
+            for size, images in {len(x): x for x in itertools.chain(*self._images.values())}.items()
+        }
+        compiler.shutdown(wait=False)
+        # In the order in which they are needed. A CPU begins with the first, and the others are
+        # compiled beside the training; elsewhere an epoch is over before that.
+        programs = [*self._steps.values(), *self._predict.values()]
+        concurrent.futures.wait(programs[: 1 if jax.default_backend() == "cpu" else None])
         self.compile_seconds = time.perf_counter() - started
 
     def train_epoch(self, epoch: int, progress: Progress) -> StepMetrics:
@@ -191,7 +203,7 @@ class Trainer:
         wait_every = max(2, math.ceil(len(self.batches) / _WAITS_PER_EPOCH))
         history: list[StepMetrics] = []
         for index, (start, size) in enumerate(self.batches, 1):
-            self.state, metrics = self._steps[size](self.state, *self._train, order, start)
+            self.state, metrics = self._steps[size].result()(self.state, *self._train, order, start)
             history.append(metrics)
             if index % wait_every == 0 or index == len(self.batches):
                 progress.update(start + size, float(metrics.loss), float(metrics.accuracy))
@@ -200,7 +212,9 @@ class Trainer:
     def evaluate(self, name: str) -> evaluate.Evaluation:
         """Evaluates the whole split 'test' or 'validation'."""
         variables = self.state.variables
-        logits = [self._predict[len(batch)](variables, batch) for batch in self._images[name]]
+        logits = [
+            self._predict[len(batch)].result()(variables, batch) for batch in self._images[name]
+        ]
         return evaluate.evaluate(np.concatenate(jax.device_get(logits)), self.splits[name].labels)
 
 
@@ -216,6 +230,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     """
     config_lib.check(config)
     check_workdir(workdir)
+    runtime.use_compilation_cache()
     dataset = data.load(config.dataset, config.seed)
     config_lib.check_sizes(config, len(dataset.train) + len(dataset.validation or ()))
     folder = Workdir(workdir, config.to_dict())
@@ -227,7 +242,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     report = Report(config, folder, dataset, len(trainer.batches), progress.line)
     try:
         if config.augment.enabled:
-            report.augmentation(*_augmentations(config, dataset))
+            report.augmentation(functools.partial(_augmentations, config, dataset))
         for epoch in range(1, config.num_epochs + 1):
             test = _run_epoch(config, trainer, epoch, report, progress)
         progress.close()
