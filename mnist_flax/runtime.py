@@ -5,8 +5,8 @@ import os
 
 import jax
 
-# XLA may hand operations on a CPU to YNNPACK. Its reductions are quick, its convolutions take three
-# to thirteen times as long as XLA's own (jax 0.10.2, AVX2).
+# XLA may hand operations on a CPU to YNNPACK. Its reductions are quick, its convolutions took two
+# to twelve times as long as XLA's own (the original's layers, jax 0.10.2, 2 cores with AVX2).
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 

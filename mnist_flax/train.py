@@ -53,12 +53,15 @@ class StepMetrics(NamedTuple):
 
 def create_state(config: ConfigDict, steps_per_epoch: int) -> TrainState:
     """Initialises network and optimiser from `config.seed`."""
+    return _initializer(config, steps_per_epoch)(jax.random.key(config.seed))
+
+
+def _initializer(config: ConfigDict, steps_per_epoch: int) -> Callable[[jax.Array], TrainState]:
     network = model.create_model(config.model)
     schedule = optimizer.create_schedule(config.optimizer, steps_per_epoch)
     tx = optimizer.create_optimizer(config.optimizer, schedule)
 
-    # As one program: its many small operations take seconds to compile one by one.
-    @jax.jit
+    @jax.jit  # as one program: its many small operations take seconds to compile one by one
     def create(root: jax.Array) -> TrainState:
         init_key, key = jax.random.split(root)
         images = jnp.zeros((1, data.IMAGE_SIDE, data.IMAGE_SIDE, 1))
@@ -73,7 +76,7 @@ def create_state(config: ConfigDict, steps_per_epoch: int) -> TrainState:
         # An array from the start, so that the first step's state has the type of all others.
         return state.replace(step=jnp.int32(0))
 
-    return create(jax.random.key(config.seed))
+    return create
 
 
 def shuffle(key: jax.Array, epoch: jax.Array, num_images: int) -> jax.Array:
@@ -143,7 +146,9 @@ class Trainer:
             (start, min(config.batch_size, num_images - start))
             for start in range(0, num_images, config.batch_size)
         ]
-        self.state = create_state(config, len(self.batches))
+        key = jax.random.key(config.seed)
+        create = _initializer(config, len(self.batches))
+        state = jax.eval_shape(create, key)
         self.schedule = optimizer.create_schedule(config.optimizer, len(self.batches))
         self._train = jax.device_put(dataset.train)
         self.splits = {"test": dataset.test}
@@ -165,10 +170,9 @@ class Trainer:
 
         @functools.partial(jax.jit, compiler_options=options)
         def predict(variables: dict[str, Any], images: jax.Array) -> jax.Array:
-            return self.state.apply_fn(variables, normalize(images), train=False)
+            return state.apply_fn(variables, normalize(images), train=False)
 
-        order = jax.eval_shape(self._shuffle, self.state.key, 0)
-        state = jax.eval_shape(lambda: self.state)
+        order = jax.eval_shape(self._shuffle, state.key, 0)
 
         def compile_step(size: int) -> jax.stages.Compiled:
             return step.lower(state, *self._train, order, 0, batch_size=size).compile()
@@ -177,7 +181,7 @@ class Trainer:
             return predict.lower(state.variables, images).compile()
 
         started = time.perf_counter()
-        compiler = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._compiler = compiler = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._steps = {
             size: compiler.submit(compile_step, size)
             for size in sorted({size for _, size in self.batches}, reverse=True)
@@ -186,12 +190,20 @@ class Trainer:
             size: compiler.submit(compile_predict, images)
             for size, images in {len(x): x for x in itertools.chain(*self._images.values())}.items()
         }
-        compiler.shutdown(wait=False)
+        self.state = create(key)  # compiled beside the step
         # In the order in which they are needed. A CPU begins with the first, and the others are
         # compiled beside the training; elsewhere an epoch is over before that.
         programs = [*self._steps.values(), *self._predict.values()]
-        concurrent.futures.wait(programs[: 1 if jax.default_backend() == "cpu" else None])
+        try:
+            concurrent.futures.wait(programs[: 1 if jax.default_backend() == "cpu" else None])
+        except KeyboardInterrupt:
+            self.close()
+            raise
         self.compile_seconds = time.perf_counter() - started
+
+    def close(self) -> None:
+        """Gives up what is not compiled yet, for which the process's end would wait."""
+        self._compiler.shutdown(wait=False, cancel_futures=True)
 
     def train_epoch(self, epoch: int, progress: Progress) -> StepMetrics:
         """Trains on every image once.
@@ -249,6 +261,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         report.finish(_summarize(config, dataset, trainer, report.records, test), test)
     except BaseException:
         progress.close()
+        trainer.close()
         report.abort()
         raise
     progress.line(

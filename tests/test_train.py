@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from configs import default
-from mnist_flax import data, train
+from mnist_flax import conv, data, train
 from mnist_flax.errors import UserError
 from mnist_flax.train import Trainer
 
@@ -179,3 +179,31 @@ def test_a_loss_that_diverges_stops_the_run(tiny_config, tmp_path, capsys):
     with pytest.raises(UserError, match=r"no longer finite in epoch 1: .*learning_rate=1e\+30"):
         train.run(tiny_config, str(tmp_path / "run"))
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def check_loss_curve(config, num_images, monkeypatch):
+    """50 steps with the fast convolution and with `nn.Conv`'s own, from the same seed."""
+    config.batch_size = num_images // 10
+    dataset = small_dataset(config, num_images)
+    curves = []
+    for primitive in (conv.conv_general_dilated, jax.lax.conv_general_dilated):
+        monkeypatch.setattr(conv, "conv_general_dilated", primitive)
+        trainer = Trainer(config, dataset)
+        epochs = [trainer.train_epoch(epoch, Counter()).loss for epoch in range(1, 6)]
+        curves.append(np.concatenate(epochs))
+    assert len(curves[0]) == 50 and curves[0][-5:].mean() < 0.95 * curves[0][:5].mean()
+    # Adam takes a step as long for a gradient of rounding as for any other, and so grows
+    # differences of 1e-6 into these.
+    np.testing.assert_allclose(curves[0][:10], curves[1][:10], rtol=1e-3)
+    np.testing.assert_allclose(curves[0], curves[1], rtol=0.05, atol=0.02)
+
+
+def test_loss_curve_is_that_of_the_plain_convolution(tiny_config, monkeypatch):
+    check_loss_curve(tiny_config, 640, monkeypatch)
+
+
+@pytest.mark.slow
+def test_loss_curve_of_the_default_network(monkeypatch):
+    config = default.get_config()
+    config.dataset.source = "sample"
+    check_loss_curve(config, 1280, monkeypatch)

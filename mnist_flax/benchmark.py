@@ -1,0 +1,269 @@
+"""Measures training and evaluation: python -m mnist_flax.benchmark [--against torch] [--json].
+
+Each implementation runs in a process of its own, and they are timed in turns, task by task, so that
+a noisy machine hits all alike. Images are noise: speed does not depend on them.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from mnist_flax import command
+from mnist_flax.errors import UserError
+
+flags.adopt_module_key_flags(command)
+_AGAINST = flags.DEFINE_enum("against", None, ["torch"], "Measure PyTorch in the same run.")
+_JSON = flags.DEFINE_boolean("json", False, "Print JSON in place of tables.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each task.", lower_bound=1)
+_NUM_IMAGES = flags.DEFINE_integer(
+    "num_images", None, "Images an epoch; by default 6,144 on a CPU, else 60,000.", lower_bound=1
+)
+
+_NUM_TEST = 10_000
+_CPU_IMAGES = 6_144
+_IMAGES = 60_000
+_OURS = "mnist_flax"
+# The tasks, with the arithmetic that each does for an image.
+_TASKS = {
+    "augmentation": None,
+    "forward": "forward",
+    "step": "step",
+    "epoch": "step",
+    "evaluation": "forward",
+}
+# glibc's malloc gives large blocks back to the system at once, to be mapped again the next step.
+_KEPT_HEAP = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**33),
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+    "MALLOC_TOP_PAD_": str(2**30),
+}
+# By column: the form, and the process's environment.
+_TORCH_FORMS = {
+    "cpu": {
+        "PyTorch, as written": ("plain", {}, False),
+        "channels_last": ("channels_last", {}, False),
+        "channels_last, kept heap": ("channels_last", _KEPT_HEAP, False),
+        "channels_last, kept heap, huge pages": ("channels_last", _KEPT_HEAP, True),
+    },
+    "gpu": {
+        "PyTorch, as written": ("plain", {}, False),
+        "channels_last, TF32": ("channels_last", {}, False),
+        "channels_last, bfloat16": ("bfloat16", {}, False),
+        "channels_last, bfloat16, compiled": ("compiled", {}, False),
+    },
+}
+
+
+class Worker:
+    """A process that measures one implementation; see `benchmark_worker`.
+
+    Attributes:
+      about: what it says of itself.
+    """
+
+    def __init__(self, module: str, settings: dict[str, Any], env: dict[str, str]):
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in close()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", f"mnist_flax.{module}", json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env={**os.environ, **env},
+            cwd=pathlib.Path(__file__).parents[1],
+        )
+        self.about: dict[str, Any] = self._answer()
+
+    def measure(self, task: str) -> float:
+        """Seconds, or for 'memory' bytes and for 'matmul' seconds a FLOP.
+
+        Raises:
+          UserError: the process has ended; says what it said last.
+        """
+        with contextlib.suppress(BrokenPipeError):
+            print(task, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+    def _answer(self) -> Any:
+        line = self._process.stdout.readline()
+        if line:
+            return json.loads(line)
+        self._errors.seek(0)
+        last = (self._errors.read().strip().splitlines() or ["it said nothing"])[-1]
+        raise UserError(f"a worker of the benchmark has ended: {last}")
+
+
+def main(config: ConfigDict) -> None:
+    """Measures, and prints the result."""
+    if _AGAINST.value and importlib.util.find_spec("torch") is None:
+        raise UserError("--against=torch needs PyTorch; pip install -e '.[benchmark]'")
+    result = measure(config, bool(_AGAINST.value), _REPEATS.value, _NUM_IMAGES.value)
+    print(json.dumps(result, indent=2) if _JSON.value else table(result))
+
+
+def measure(
+    config: ConfigDict, against_torch: bool, repeats: int, num_images: int | None
+) -> dict[str, Any]:
+    """Measures every task `repeats` times, the implementations in turns.
+
+    Returns:
+      What was measured where: 'seconds' by task and implementation, a list of measurements each;
+      'flop' an image; 'matmul_flop_per_second'; 'compile_seconds' of a step; 'peak_memory_bytes'.
+
+    Raises:
+      UserError: an implementation cannot be run.
+    """
+    settings = {"config": config.to_dict(), "num_test": _NUM_TEST, "num_images": num_images}
+    with contextlib.ExitStack() as stack:
+
+        def start(module: str, env: dict[str, str] | None = None, **form: Any) -> Worker:
+            worker = Worker(module, settings | form, env or {})
+            stack.callback(worker.close)
+            return worker
+
+        if num_images is None:
+            kind = _platform()
+            settings["num_images"] = _CPU_IMAGES if kind == "cpu" else _IMAGES
+        settings["num_images"] = max(settings["num_images"], config.batch_size)
+        ours = start("benchmark_jax")
+        workers = {_OURS: ours}
+        if against_torch:
+            kind = "cpu" if ours.about["platform"] == "cpu" else "gpu"
+            for name, (form, env, huge) in _TORCH_FORMS[kind].items():
+                workers[name] = start("benchmark_torch", env, form=form, huge_pages=huge)
+        seconds: dict[str, dict[str, list[float]]] = {
+            task: {name: [] for name in workers} for task in _TASKS
+        }
+        matmul = []
+        with tqdm(total=repeats * len(_TASKS) * len(workers), unit=" measurements") as bar:
+            for _ in range(repeats):
+                matmul.append(ours.measure("matmul"))
+                for task, name in _turns(workers):
+                    bar.set_description(f"{task}, {name}")
+                    seconds[task][name].append(workers[name].measure(task))
+                    bar.update()
+        return {
+            "device": ours.about["device"],
+            "platform": ours.about["platform"],
+            "processor": f"{os.cpu_count()} CPUs, {_processor()}",
+            "python": platform.python_version(),
+            "versions": {k: v for w in workers.values() for k, v in w.about["versions"].items()},
+            "dtype": config.model.dtype,
+            "batch_size": config.batch_size,
+            "images": _images(config, settings["num_images"]),
+            "flop": ours.about["flop"],
+            "matmul_flop_per_second": [1 / value for value in matmul],
+            "seconds": seconds,
+            "compile_seconds": ours.about["compile_seconds"],
+            "peak_memory_bytes": {name: w.measure("memory") for name, w in workers.items()},
+        }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result of `measure` as Markdown."""
+    peak = statistics.median(result["matmul_flop_per_second"])
+    names = list(next(iter(result["seconds"].values())))
+    repeats = len(result["matmul_flop_per_second"])
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    memory = ", ".join(f"{n} {b / 1e9:.2f} GB" for n, b in result["peak_memory_bytes"].items())
+    cold, cached = (result["compile_seconds"][kind] for kind in ("cold", "cached"))
+    rows = [["images/s", *names, "GFLOP/s", "of peak"]]
+    ratios = [["ratio", *names[1:]]]
+    for task, seconds in result["seconds"].items():
+        images = result["images"][task]
+        rate = images / statistics.median(seconds[_OURS])
+        flop = result["flop"].get(_TASKS[task])
+        arithmetic = (
+            [f"{rate * flop / 1e9:,.0f}", f"{rate * flop / peak:.0%}"] if flop else ["", ""]
+        )
+        rows.append(
+            [task, *(_spread([images / s for s in seconds[n]]) for n in names), *arithmetic]
+        )
+        ratios.append([task, *(_spread(_ratios(seconds, name), ".2f") for name in names[1:])])
+    lines = [
+        f"{result['device']} ({result['processor']}), Python {result['python']}, {versions}; "
+        f"{result['dtype']}, batches of {result['batch_size']:,}, "
+        f"epochs of {result['images']['epoch']:,} images, median (range) of {repeats}.",
+        "",
+        *_markdown(rows),
+        "",
+        f"Peak of a matrix product: {peak / 1e9:,.0f} GFLOP/s. A step is traced and compiled in "
+        f"{cold:.1f} s, from the cache in {cached:.1f} s. Peak memory: {memory}.",
+    ]
+    if names[1:]:
+        lines += ["", f"{_OURS}'s images/s over the other's, taken in turns:", ""]
+        lines += _markdown(ratios)
+    return "\n".join(lines)
+
+
+def _turns(workers: dict[str, Worker]) -> Iterator[tuple[str, str]]:
+    for task in _TASKS:
+        for name in workers:
+            yield task, name
+
+
+def _images(config: ConfigDict, num_images: int) -> dict[str, int]:
+    sizes = {"epoch": num_images, "evaluation": _NUM_TEST}
+    return {task: sizes.get(task, config.batch_size) for task in _TASKS}
+
+
+def _ratios(seconds: dict[str, list[float]], name: str) -> list[float]:
+    return [theirs / ours for ours, theirs in zip(seconds[_OURS], seconds[name], strict=True)]
+
+
+def _spread(values: list[float], form: str = ",.0f") -> str:
+    middle, low, high = statistics.median(values), min(values), max(values)
+    return f"{middle:{form}} ({low:{form}}–{high:{form}})"
+
+
+def _markdown(rows: list[list[str]]) -> list[str]:
+    head, *body = rows
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] + ["---:"] * len(head[1:]), *body)]
+
+
+def _platform() -> str:
+    """JAX's default backend, asked for in a process of its own, which gives the device back."""
+    ask = "import jax; print(jax.default_backend())"
+    answer = subprocess.run(
+        [sys.executable, "-c", ask], capture_output=True, text=True, check=False
+    )
+    if answer.returncode:
+        raise UserError(f"JAX does not start: {answer.stderr.strip().splitlines()[-1]}")
+    return answer.stdout.strip()
+
+
+def _processor() -> str:
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return platform.processor() or platform.machine()
+    fields = dict(
+        map(str.strip, line.split(":", 1))
+        for line in cpuinfo.read_text().splitlines()
+        if ":" in line
+    )
+    flags_ = fields.get("flags", "").split()
+    widest = next((name for name in ("avx512f", "avx2") if name in flags_), platform.machine())
+    return f"{fields.get('model name', platform.machine())}, {widest}"
+
+
+if __name__ == "__main__":
+    command.start(main)

@@ -1,0 +1,171 @@
+"""The benchmark's worker for this project: the trainer's own functions, on images of noise."""
+
+import functools
+import importlib.metadata
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from mnist_flax import (
+    augment,
+    benchmark_worker,
+    data,
+    evaluate,
+    huge_pages,
+    model,
+    runtime,
+    train,
+)
+
+
+class _Silent:
+    """Stands in for a progress bar."""
+
+    def update(self, *_: float) -> None:
+        pass
+
+
+def work(config: ConfigDict) -> dict[str, float]:
+    """The convolutions' arithmetic for one image, in FLOP: 'forward', and 'step' with gradients.
+
+    Counted as the definition has it, two for each product and its sum, whatever algorithm runs.
+    """
+    network = model.create_model(config)
+    images = jnp.zeros((1, data.IMAGE_SIDE, data.IMAGE_SIDE, 1))
+
+    def apply(key: jax.Array) -> tuple[dict, dict]:
+        is_conv = lambda module, _: isinstance(module, nn.Conv)  # noqa: E731
+        options = {"train": False, "capture_intermediates": is_conv, "mutable": True}
+        return network.init_with_output(key, images, **options)[1]
+
+    variables = jax.eval_shape(apply, jax.random.key(0))
+    forward = {
+        name: 2 * math.prod(outputs["__call__"][0].shape[1:])
+        * math.prod(variables["params"][name]["kernel"].shape[:3])
+        for name, outputs in variables["intermediates"].items()
+    }  # fmt: skip
+    total = sum(forward.values())
+    # The gradients by kernel and input cost as much each; nobody asks for that by the pixels.
+    return {"forward": total, "step": 3 * total - forward["conv1_1"]}
+
+
+def tasks(
+    config: ConfigDict, num_images: int, num_test: int
+) -> tuple[dict[str, Callable[[], Callable[[], float]]], dict[str, float]]:
+    """What the worker can be asked for, and how long the step took to compile."""
+    rng = np.random.default_rng(config.seed)
+
+    def split(n: int) -> data.Split:
+        images = rng.integers(0, 256, (n, data.IMAGE_SIDE, data.IMAGE_SIDE, 1), np.uint8)
+        return data.Split(images, rng.integers(0, data.NUM_CLASSES, n, np.int32))
+
+    names = tuple(map(str, range(data.NUM_CLASSES)))
+    dataset = data.Dataset(
+        "noise", "noise", names, split(num_images), None, split(num_test), 0.5, 0.29, ""
+    )
+    normalize = functools.partial(data.normalize, mean=dataset.mean, std=dataset.std)
+    options = runtime.compiler_options()
+    seconds = _compile_seconds(config, dataset, options)
+    compiled = functools.partial(jax.jit, compiler_options=options)
+    batch = jax.device_put(dataset.train.images[: config.batch_size])
+
+    def augmentation() -> Callable[[], float]:
+        run = compiled(functools.partial(augment.augment, config=config.augment))
+        return benchmark_worker.timed(lambda: run(jax.random.key(0), batch), jax.block_until_ready)
+
+    def forward() -> Callable[[], float]:
+        state = train.create_state(config, 1)
+        run = compiled(lambda images: state.apply_fn(state.variables, normalize(images), False))
+        images = batch[: evaluate.BATCH_SIZE]
+        task = benchmark_worker.timed(lambda: run(images), jax.block_until_ready)
+        return lambda: task() * len(batch) / len(images)
+
+    def step() -> Callable[[], float]:
+        one_batch = dataset._replace(train=data.Split(*(x[: len(batch)] for x in dataset.train)))
+        return epoch_of(train.Trainer(config, one_batch))
+
+    def epoch_of(trainer: train.Trainer) -> Callable[[], float]:
+        return benchmark_worker.timed(lambda: trainer.train_epoch(1, _Silent()), lambda _: None)
+
+    @functools.cache
+    def trainer() -> train.Trainer:
+        return train.Trainer(config, dataset)
+
+    def evaluation() -> Callable[[], float]:
+        return benchmark_worker.timed(lambda: trainer().evaluate("test"), lambda _: None)
+
+    def matmul() -> Callable[[], float]:
+        side = 2048 if jax.default_backend() == "cpu" else 8192
+        matrix = jnp.ones((side, side), config.model.dtype)
+        run = compiled(lambda a: a @ a)
+        task = benchmark_worker.timed(lambda: run(matrix), jax.block_until_ready)
+        return lambda: task() / (2 * side**3)
+
+    def memory() -> Callable[[], float]:
+        on_device = jax.devices()[0].memory_stats() or {}
+        return lambda: on_device.get("peak_bytes_in_use", benchmark_worker.peak_memory())
+
+    known = {
+        "augmentation": augmentation,
+        "forward": forward,
+        "step": step,
+        "epoch": lambda: epoch_of(trainer()),
+        "evaluation": evaluation,
+        "matmul": matmul,
+        "memory": memory,
+    }
+    return known, seconds
+
+
+def _compile_seconds(
+    config: ConfigDict, dataset: data.Dataset, options: dict[str, str]
+) -> dict[str, float]:
+    """How long tracing and compiling a step takes with an empty cache, and from the cache."""
+    one_batch = [x[: config.batch_size] for x in dataset.train]
+    state = train.create_state(config, 1)
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        step = functools.partial(
+            train.train_step,
+            batch_size=config.batch_size,
+            augment_config=config.augment,
+            normalize=functools.partial(data.normalize, mean=dataset.mean, std=dataset.std),
+        )
+        order = np.arange(config.batch_size, dtype=np.int32)
+        jax.jit(step, compiler_options=options).lower(state, *one_batch, order, 0).compile()
+        return time.perf_counter() - started
+
+    with tempfile.TemporaryDirectory() as cache:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.experimental.compilation_cache.compilation_cache.reset_cache()
+        return {"cold": seconds(), "cached": seconds()}
+
+
+if __name__ == "__main__":
+    huge_pages.use()
+    settings = json.loads(sys.argv[1])
+    recipe = ConfigDict(settings["config"])
+    known_tasks, compile_seconds = tasks(recipe, settings["num_images"], settings["num_test"])
+    device = jax.devices()[0]
+    benchmark_worker.serve(
+        {
+            "device": device.device_kind,
+            "platform": device.platform,
+            "versions": {
+                name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")
+            },
+            "flop": work(recipe.model),
+            "compile_seconds": compile_seconds,
+        },
+        known_tasks,
+    )

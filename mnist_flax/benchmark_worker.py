@@ -1,0 +1,59 @@
+"""The benchmark's worker processes: one an implementation, timed in turns by the benchmark.
+
+A worker says what it is in a line of JSON, then answers each line that names a task with the
+seconds that it took.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+_LEAST_SECONDS = 0.2  # a measurement; what is quicker is repeated within it
+
+
+def timed(run: Callable[[], Any], wait: Callable[[Any], Any]) -> Callable[[], float]:
+    """Makes a task of `run`: seconds a call, the device waited for once, after all calls."""
+
+    def seconds(calls: int) -> float:
+        started = time.perf_counter()
+        for _ in range(calls):
+            result = run()
+        wait(result)
+        return (time.perf_counter() - started) / calls
+
+    seconds(1)  # compiles
+    calls = max(1, round(_LEAST_SECONDS / seconds(1)))
+
+    def measure() -> float:
+        seconds(1)  # while the others had their turn, the caches and the free memory were theirs
+        return seconds(calls)
+
+    return measure
+
+
+def serve(about: dict[str, Any], tasks: dict[str, Callable[[], Callable[[], float]]]) -> None:
+    """Answers the benchmark until it hangs up.
+
+    Args:
+      about: what this worker is.
+      tasks: by name, what prepares a task; called when it is first asked for.
+    """
+    # Answers go where standard output went; what libraries print goes to standard error.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    print(json.dumps(about), file=answers, flush=True)
+    ready: dict[str, Callable[[], float]] = {}
+    for name in map(str.strip, sys.stdin):
+        if name not in ready:
+            ready[name] = tasks[name]()
+        print(json.dumps(ready[name]()), file=answers, flush=True)
+
+
+def peak_memory() -> int:
+    """The most memory this process has held so far, bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,67 @@
+"""Commands that take a recipe: `--config FILE`, its overrides, and their own flags."""
+
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from mnist_flax import config as config_lib
+from mnist_flax import huge_pages
+from mnist_flax.errors import UserError
+
+_DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "default.py"
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="The recipe; configs/default.py if none.", lock_config=True
+)
+
+
+def start(main: Callable[[ConfigDict], None]) -> None:
+    """Calls `main` with the configuration that the command line asks for, and exits.
+
+    A `UserError` is one line and status 2, Ctrl-C is status 130.
+    """
+
+    def run(argv: Sequence[str]) -> None:
+        del argv
+        logging.set_verbosity(logging.WARNING)  # else JAX tells of every backend it does not find
+        huge_pages.use()
+        main(_CONFIG.value)
+
+    try:
+        app.run(run, flags_parser=_parse_flags)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the finished epochs are in the workdir", file=sys.stderr)
+        sys.exit(130)  # 128 + SIGINT, as shells count
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses and checks everything that was asked for.
+
+    Raises:
+      UserError: says in one line what is wrong and what is allowed.
+    """
+    config_lib.check_overrides(argv)
+    if not any(re.match(r"--?config(=|$)", argument) for argument in argv):
+        argv = [argv[0], f"--config={_DEFAULT}", *argv[1:]]
+    try:
+        positional = flags.FLAGS(argv)[1:]
+        recipe = config_flags.get_config_filename(flags.FLAGS["config"])
+        if not os.path.isfile(recipe):
+            raise UserError(f"--config={recipe}: no such file; allowed: a recipe of configs/")
+        config_lib.check(_CONFIG.value)
+    except UserError:
+        raise
+    except Exception as error:  # of absl, of ml_collections, or in the recipe itself
+        raise UserError(config_lib.explain(error)) from None
+    if positional:
+        own = flags.FLAGS.get_key_flags_for_module(argv[0])
+        allowed = ", ".join(f"--{flag.name}" for flag in own)
+        raise UserError(f"{positional[0]!r} is not a flag; allowed: {allowed}")
+    return argv[:1]

@@ -1,0 +1,52 @@
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+THP = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+ROOT = pathlib.Path(__file__).parents[1]
+PROGRAM = """
+import os, pathlib, sys
+import numpy as np
+from mnist_flax import huge_pages
+print("started", flush=True)
+huge_pages.use()
+block = np.ones(2**25)  # 256 MiB
+rollup = pathlib.Path("/proc/self/smaps_rollup")
+print(os.environ.get("GLIBC_TUNABLES"), sys.argv[1:], os.getpid())
+print([line.split()[1] for line in rollup.open() if line.startswith("AnonHugePages")][0])
+"""
+
+
+def run(**env):
+    clean = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "a b", "--c=1"],
+        env=clean | env,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    return process.pid, output.splitlines()
+
+
+@pytest.mark.skipif(
+    not THP.exists() or "[madvise]" not in THP.read_text(), reason="huge pages are not by request"
+)
+class TestWhereHugePagesAreByRequest:
+    def test_the_process_starts_anew_once_and_gets_them(self):
+        pid, lines = run()
+        assert lines[:2] == ["started", "started"]
+        # The same process and arguments: a signal or a job's limit still finds it.
+        assert lines[2] == f"glibc.malloc.hugetlb=1 ['a b', '--c=1'] {pid}"
+        assert int(lines[3]) >= 200 * 1024  # KiB, of the block's 256 MiB
+
+    def test_settings_of_the_user_stand(self):
+        _, lines = run(GLIBC_TUNABLES="glibc.malloc.check=0")
+        assert lines[2].startswith("glibc.malloc.check=0:glibc.malloc.hugetlb=1 ")
+        _, lines = run(GLIBC_TUNABLES="glibc.malloc.hugetlb=0")
+        assert lines[0] == "started" and lines[1].startswith("glibc.malloc.hugetlb=0 ")

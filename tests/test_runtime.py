@@ -1,0 +1,55 @@
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mnist_flax import runtime
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROGRAM = """
+import jax
+from mnist_flax import runtime
+runtime.use_compilation_cache()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.jit(lambda x: x + 1)(1.0)
+print(jax.config.jax_compilation_cache_dir)
+"""
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["default", "set by the user"])
+def test_programs_are_kept_in_a_folder_of_the_user(tmp_path, own):
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    env.pop("JAX_COMPILATION_CACHE_DIR", None)
+    expected = tmp_path / "mnist_flax" / "jax"
+    if own:
+        expected = tmp_path / "own"
+        env["JAX_COMPILATION_CACHE_DIR"] = str(expected)
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == str(expected)
+    assert any(expected.iterdir())
+    assert own != (tmp_path / "mnist_flax").exists()
+
+
+def test_a_cpu_convolves_with_xlas_own_code():
+    assert jax.default_backend() == "cpu"
+
+    def convolve(images, kernel):
+        return jax.lax.conv(images, kernel, (1, 1), "VALID")
+
+    arguments = jnp.ones((4, 8, 16, 16)), jnp.ones((8, 8, 5, 5))
+    compiled = jax.jit(convolve, compiler_options=runtime.compiler_options()).lower(*arguments)
+    assert "ynn" not in compiled.compile().as_text()
+
+
+def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
+    monkeypatch.setattr(runtime, "_CPU_OPTIONS", {"xla_cpu_no_such_option": "1"})
+    runtime.compiler_options.cache_clear()
+    try:
+        assert runtime.compiler_options() == {}
+    finally:
+        runtime.compiler_options.cache_clear()
