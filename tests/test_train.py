@@ -191,11 +191,13 @@ def check_loss_curve(config, num_images, monkeypatch):
         trainer = Trainer(config, dataset)
         epochs = [trainer.train_epoch(epoch, Counter()).loss for epoch in range(1, 6)]
         curves.append(np.concatenate(epochs))
-    assert len(curves[0]) == 50 and curves[0][-5:].mean() < 0.95 * curves[0][:5].mean()
-    # Adam takes a step as long for a gradient of rounding as for any other, and so grows
-    # differences of 1e-6 into these.
-    np.testing.assert_allclose(curves[0][:10], curves[1][:10], rtol=1e-3)
-    np.testing.assert_allclose(curves[0], curves[1], rtol=0.05, atol=0.02)
+    ours, plain = curves
+    assert len(ours) == 50 and ours[-5:].mean() < ours[:5].mean()
+    np.testing.assert_allclose(ours[0], plain[0], rtol=1e-6)
+    # Adam takes as long a step for a gradient of rounding as for any other, and so the curves part:
+    # two compilations of the plain one by up to 2e-4 in 5 steps and 4 % in 50 (default network).
+    np.testing.assert_allclose(ours[:5], plain[:5], rtol=5e-3)
+    np.testing.assert_allclose(ours, plain, rtol=0.1)
 
 
 def test_loss_curve_is_that_of_the_plain_convolution(tiny_config, monkeypatch):
