@@ -3,7 +3,7 @@
 from absl import flags
 from ml_collections import ConfigDict
 
-from mnist_flax import command
+from mnist_flax import command, huge_pages
 
 flags.adopt_module_key_flags(command)
 _WORKDIR = flags.DEFINE_string(
@@ -13,6 +13,7 @@ _WORKDIR = flags.DEFINE_string(
 
 def main(config: ConfigDict) -> None:
     """Runs the training that the flags ask for."""
+    huge_pages.use()
     # Imported once the flags are known to be right, for it takes seconds.
     from mnist_flax import train
 
@@ -20,4 +21,4 @@ def main(config: ConfigDict) -> None:
 
 
 if __name__ == "__main__":
-    command.start(main)
+    command.start(main, "interrupted; the finished epochs are in the workdir")

@@ -6,6 +6,7 @@ a noisy machine hits all alike. Images are noise: speed does not depend on them.
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -14,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
@@ -33,8 +33,6 @@ _NUM_IMAGES = flags.DEFINE_integer(
 )
 
 _NUM_TEST = 10_000
-_CPU_IMAGES = 6_144
-_IMAGES = 60_000
 _OURS = "mnist_flax"
 # The tasks, with the arithmetic that each does for an image.
 _TASKS = {
@@ -140,11 +138,8 @@ def measure(
             stack.callback(worker.close)
             return worker
 
-        if num_images is None:
-            kind = _platform()
-            settings["num_images"] = _CPU_IMAGES if kind == "cpu" else _IMAGES
-        settings["num_images"] = max(settings["num_images"], config.batch_size)
         ours = start("benchmark_jax")
+        settings["num_images"] = ours.about["num_images"]
         workers = {_OURS: ours}
         if against_torch:
             kind = "cpu" if ours.about["platform"] == "cpu" else "gpu"
@@ -157,7 +152,7 @@ def measure(
         with tqdm(total=repeats * len(_TASKS) * len(workers), unit=" measurements") as bar:
             for _ in range(repeats):
                 matmul.append(ours.measure("matmul"))
-                for task, name in _turns(workers):
+                for task, name in itertools.product(_TASKS, workers):
                     bar.set_description(f"{task}, {name}")
                     seconds[task][name].append(workers[name].measure(task))
                     bar.update()
@@ -215,12 +210,6 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _turns(workers: dict[str, Worker]) -> Iterator[tuple[str, str]]:
-    for task in _TASKS:
-        for name in workers:
-            yield task, name
-
-
 def _images(config: ConfigDict, num_images: int) -> dict[str, int]:
     sizes = {"epoch": num_images, "evaluation": _NUM_TEST}
     return {task: sizes.get(task, config.batch_size) for task in _TASKS}
@@ -238,17 +227,6 @@ def _spread(values: list[float], form: str = ",.0f") -> str:
 def _markdown(rows: list[list[str]]) -> list[str]:
     head, *body = rows
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] + ["---:"] * len(head[1:]), *body)]
-
-
-def _platform() -> str:
-    """JAX's default backend, asked for in a process of its own, which gives the device back."""
-    ask = "import jax; print(jax.default_backend())"
-    answer = subprocess.run(
-        [sys.executable, "-c", ask], capture_output=True, text=True, check=False
-    )
-    if answer.returncode:
-        raise UserError(f"JAX does not start: {answer.stderr.strip().splitlines()[-1]}")
-    return answer.stdout.strip()
 
 
 def _processor() -> str:

@@ -10,7 +10,6 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from mnist_flax import config as config_lib
-from mnist_flax import huge_pages
 from mnist_flax.errors import UserError
 
 _DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "default.py"
@@ -19,16 +18,15 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 
 
-def start(main: Callable[[ConfigDict], None]) -> None:
+def start(main: Callable[[ConfigDict], None], interrupted: str = "interrupted") -> None:
     """Calls `main` with the configuration that the command line asks for, and exits.
 
-    A `UserError` is one line and status 2, Ctrl-C is status 130.
+    A `UserError` is one line and status 2, Ctrl-C is the line `interrupted` and status 130.
     """
 
     def run(argv: Sequence[str]) -> None:
         del argv
         logging.set_verbosity(logging.WARNING)  # else JAX tells of every backend it does not find
-        huge_pages.use()
         main(_CONFIG.value)
 
     try:
@@ -37,7 +35,7 @@ def start(main: Callable[[ConfigDict], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the finished epochs are in the workdir", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         sys.exit(130)  # 128 + SIGINT, as shells count
 
 
