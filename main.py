@@ -1,9 +1,14 @@
 """Trains a digit classifier: python main.py --config configs/default.py."""
 
+from mnist_flax import huge_pages
+
+if __name__ == "__main__":
+    huge_pages.use()  # it starts Python anew, so before anything that takes time
+
 from absl import flags
 from ml_collections import ConfigDict
 
-from mnist_flax import command, huge_pages
+from mnist_flax import command
 
 flags.adopt_module_key_flags(command)
 _WORKDIR = flags.DEFINE_string(
@@ -13,7 +18,6 @@ _WORKDIR = flags.DEFINE_string(
 
 def main(config: ConfigDict) -> None:
     """Runs the training that the flags ask for."""
-    huge_pages.use()
     # Imported once the flags are known to be right, for it takes seconds.
     from mnist_flax import train
 

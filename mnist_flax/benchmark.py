@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import itertools
 import json
+import operator
 import os
 import pathlib
 import platform
@@ -41,6 +42,16 @@ _TASKS = {
     "step": "step",
     "epoch": "step",
     "evaluation": "forward",
+}
+# What the network in PyTorch does not choose.
+_ORIGINAL = {
+    "augment.enabled": True,
+    "augment.interpolation": "nearest",
+    "model.downsample": "strided",
+    "model.norm": "batch",
+    "model.norm_position": "before",
+    "model.padding": "VALID",
+    "optimizer.decoupled": False,
 }
 # glibc's malloc gives large blocks back to the system at once, to be mapped again the next step.
 _KEPT_HEAP = {
@@ -112,8 +123,8 @@ class Worker:
 
 def main(config: ConfigDict) -> None:
     """Measures, and prints the result."""
-    if _AGAINST.value and importlib.util.find_spec("torch") is None:
-        raise UserError("--against=torch needs PyTorch; pip install -e '.[benchmark]'")
+    if _AGAINST.value:
+        _check_comparable(config)
     result = measure(config, bool(_AGAINST.value), _REPEATS.value, _NUM_IMAGES.value)
     print(json.dumps(result, indent=2) if _JSON.value else table(result))
 
@@ -201,13 +212,23 @@ def table(result: dict[str, Any]) -> str:
         "",
         *_markdown(rows),
         "",
-        f"Peak of a matrix product: {peak / 1e9:,.0f} GFLOP/s. A step is traced and compiled in "
+        f"Peak of a matrix product: {peak / 1e9:,.0f} GFLOP/s. Training is traced and compiled in "
         f"{cold:.1f} s, from the cache in {cached:.1f} s. Peak memory: {memory}.",
     ]
     if names[1:]:
         lines += ["", f"{_OURS}'s images/s over the other's, taken in turns:", ""]
         lines += _markdown(ratios)
     return "\n".join(lines)
+
+
+def _check_comparable(config: ConfigDict) -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise UserError("--against=torch needs PyTorch; pip install -e '.[benchmark]'")
+    for field, value in _ORIGINAL.items():
+        if (given := operator.attrgetter(field)(config)) != value:
+            raise UserError(
+                f"config.{field}={given} cannot be measured against PyTorch; allowed: {value}"
+            )
 
 
 def _images(config: ConfigDict, num_images: int) -> dict[str, int]:

@@ -6,7 +6,6 @@ import json
 import math
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -20,7 +19,6 @@ from mnist_flax import (
     augment,
     benchmark_worker,
     data,
-    evaluate,
     huge_pages,
     model,
     runtime,
@@ -78,9 +76,8 @@ def tasks(
         "noise", "noise", names, split(num_images), None, split(num_test), 0.5, 0.29, ""
     )
     normalize = functools.partial(data.normalize, mean=dataset.mean, std=dataset.std)
-    options = runtime.compiler_options()
-    seconds = _compile_seconds(config, dataset, options)
-    compiled = functools.partial(jax.jit, compiler_options=options)
+    one_batch, seconds = _compile(config, dataset)
+    compiled = functools.partial(jax.jit, compiler_options=runtime.compiler_options())
     batch = jax.device_put(dataset.train.images[: config.batch_size])
 
     def augmentation() -> Callable[[], float]:
@@ -90,13 +87,10 @@ def tasks(
     def forward() -> Callable[[], float]:
         state = train.create_state(config, 1)
         run = compiled(lambda images: state.apply_fn(state.variables, normalize(images), False))
-        images = batch[: evaluate.BATCH_SIZE]
-        task = benchmark_worker.timed(lambda: run(images), jax.block_until_ready)
-        return lambda: task() * len(batch) / len(images)
+        return benchmark_worker.timed(lambda: run(batch), jax.block_until_ready)
 
     def step() -> Callable[[], float]:
-        one_batch = dataset._replace(train=data.Split(*(x[: len(batch)] for x in dataset.train)))
-        return epoch_of(train.Trainer(config, one_batch))
+        return epoch_of(one_batch)
 
     def epoch_of(trainer: train.Trainer) -> Callable[[], float]:
         return benchmark_worker.timed(lambda: trainer.train_epoch(1, _Silent()), lambda _: None)
@@ -131,33 +125,21 @@ def tasks(
     return known, seconds
 
 
-def _compile_seconds(
-    config: ConfigDict, dataset: data.Dataset, options: dict[str, str]
-) -> dict[str, float]:
-    """How long tracing and compiling a step takes with an empty cache, and from the cache."""
-    one_batch = [x[: config.batch_size] for x in dataset.train]
-    state = train.create_state(config, 1)
-
-    def seconds() -> float:
-        started = time.perf_counter()
-        step = functools.partial(
-            train.train_step,
-            batch_size=config.batch_size,
-            augment_config=config.augment,
-            normalize=functools.partial(data.normalize, mean=dataset.mean, std=dataset.std),
-        )
-        order = np.arange(config.batch_size, dtype=np.int32)
-        jax.jit(step, compiler_options=options).lower(state, *one_batch, order, 0).compile()
-        return time.perf_counter() - started
-
+def _compile(config: ConfigDict, dataset: data.Dataset) -> tuple[train.Trainer, dict[str, float]]:
+    """A trainer on one batch, and how long one takes with an empty cache, and from the cache."""
+    one_batch = dataset._replace(train=data.Split(*(x[: config.batch_size] for x in dataset.train)))
+    seconds = {}
     before = jax.config.jax_compilation_cache_dir
     with tempfile.TemporaryDirectory() as cache:
         jax.config.update("jax_compilation_cache_dir", cache)
         compilation_cache.reset_cache()
-        measured = {"cold": seconds(), "cached": seconds()}
+        for kind in ("cold", "cached"):
+            trainer = train.Trainer(config, one_batch)
+            seconds[kind] = trainer.compile_seconds
+            trainer.evaluate("test")  # which waits for the other programs
     jax.config.update("jax_compilation_cache_dir", before)
     compilation_cache.reset_cache()
-    return measured
+    return trainer, seconds
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ output from kernels of `taps` rows take `tile + taps - 1` products in place of `
 constant combinations of the input's rows with constant combinations of the kernel's. For 5x5
 kernels and tiles of 4 that is 8 in place of 20. Each product is a convolution along the columns,
 XLA's own; its gradient by the kernel is a matrix product, where XLA would transpose both pictures
-first. A convolution whose stride is its kernel's size, 1x1 included, is a matrix product.
+first. A convolution of one channel, a few columns taken as one, is a product of its patches, and
+the gradients of a convolution whose stride is its kernel's size, 1x1 included, are products of the
+pictures' rows as they lie in memory.
 
 Where: on CPUs only. Elsewhere each pass is XLA's own, which serves GPUs and TPUs well. The choice
 falls when a program is lowered, pass by pass, so that one program exported for several platforms
@@ -31,13 +33,15 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 _POINTS = (0, 1, -1, 2, -2, 1 / 2, -1 / 2)
 # Images whose kernel gradient is summed at a time, at most: what they need stays in the cache.
 _CHUNK = 16
-# The kernel's rows from which its gradient gains: 5x5 takes less time than with XLA, 3x3 more.
+# The kernel's rows from which that pays: XLA is as quick with 3x3, and compiles in less time.
 _LARGE = 4
-# Columns taken as one in the kernel gradient: fewer, larger products.
+# Columns taken as one, for fewer and larger products: in the kernel gradient, and of one channel.
 _COLUMNS = 2
+_COLUMNS_OF_ONE = 4
 
 _Strides = tuple[int, int]
 _Padding = tuple[tuple[int, int], tuple[int, int]]
+_Conv = Callable[[jax.Array, jax.Array, _Strides, _Padding], jax.Array]
 
 
 def conv_general_dilated(
@@ -86,10 +90,8 @@ def _is_plain(lhs: jax.Array, rhs: jax.Array, options: dict[str, Any]) -> bool:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv(lhs: jax.Array, rhs: jax.Array, strides: _Strides, padding: _Padding) -> jax.Array:
-    on_cpu, elsewhere = (
-        functools.partial(convolve, strides=strides, padding=padding)
-        for convolve in (_tiled_conv if _is_tiled(rhs, strides) else _xla_conv, _xla_conv)
-    )
+    on_cpu = functools.partial(_on_cpu(rhs, strides, padding)[0], strides=strides, padding=padding)
+    elsewhere = functools.partial(_xla_conv, strides=strides, padding=padding)
     return lax.platform_dependent(lhs, rhs, cpu=on_cpu, default=elsewhere)
 
 
@@ -105,8 +107,12 @@ def _backward(
     residuals: tuple[jax.Array, jax.Array],
     gradient: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    def pull_back(convolve: Callable[..., jax.Array], operand: int) -> Callable[..., jax.Array]:
+    def pull_back(convolve: _Conv, operand: int) -> Callable[..., jax.Array]:
         def pulled_back(lhs: jax.Array, rhs: jax.Array, gradient: jax.Array) -> jax.Array:
+            if convolve is _tiled_conv and operand == 1:
+                kernel = _tiled_kernel_gradient(_pad(lhs, padding), gradient, rhs.shape[:2])
+                return kernel.astype(rhs.dtype)
+
             def linear(x: jax.Array) -> jax.Array:
                 operands = (x, rhs) if operand == 0 else (lhs, x)
                 return convolve(*operands, strides, padding)
@@ -115,32 +121,34 @@ def _backward(
 
         return pulled_back
 
-    def kernel_gradient(lhs: jax.Array, rhs: jax.Array, gradient: jax.Array) -> jax.Array:
-        return _kernel_gradient(_pad(lhs, padding), gradient, rhs.shape[:2]).astype(rhs.dtype)
-
-    rhs = residuals[1]
-    on_cpu = elsewhere = pull_back(_xla_conv, 0), pull_back(_xla_conv, 1)
-    if strides == rhs.shape[:2] and not np.any(padding):
-        on_cpu = pull_back(_blocked_conv, 0), pull_back(_blocked_conv, 1)
-    elif _is_tiled(rhs, strides):
-        large = rhs.shape[0] >= _LARGE
-        on_cpu = pull_back(_tiled_conv, 0), kernel_gradient if large else elsewhere[1]
+    on_cpu = _on_cpu(residuals[1], strides, padding)[1:]
     return tuple(
-        lax.platform_dependent(*residuals, gradient, cpu=cpu, default=default)
-        for cpu, default in zip(on_cpu, elsewhere, strict=True)
+        lax.platform_dependent(
+            *residuals,
+            gradient,
+            cpu=pull_back(convolve, operand),
+            default=pull_back(_xla_conv, operand),
+        )
+        for operand, convolve in enumerate(on_cpu)
     )
 
 
 _conv.defvjp(_forward, _backward)
 
 
+def _on_cpu(rhs: jax.Array, strides: _Strides, padding: _Padding) -> tuple[_Conv, _Conv, _Conv]:
+    """What computes the convolution, and whose gradients by input and by kernel are taken."""
+    if strides == rhs.shape[:2] and not np.any(padding):
+        return _xla_conv, _blocked_conv, _blocked_conv
+    if strides == (1, 1) and rhs.shape[2] == 1:
+        return _patches_conv, _xla_conv, _patches_conv
+    if strides == (1, 1) and 2 <= rhs.shape[0] < len(_POINTS):
+        return _tiled_conv, _tiled_conv, _tiled_conv if rhs.shape[0] >= _LARGE else _xla_conv
+    return _xla_conv, _xla_conv, _xla_conv
+
+
 def _xla_conv(lhs: jax.Array, rhs: jax.Array, strides: _Strides, padding: _Padding) -> jax.Array:
     return lax.conv_general_dilated(lhs, rhs, strides, padding, dimension_numbers=_NHWC)
-
-
-def _is_tiled(rhs: jax.Array, strides: _Strides) -> bool:
-    # Of one channel the combinations cost as much as the products that they save.
-    return strides == (1, 1) and 2 <= rhs.shape[0] < len(_POINTS) and rhs.shape[2] > 1
 
 
 def _pad(images: jax.Array, padding: _Padding) -> jax.Array:
@@ -153,13 +161,37 @@ def _blocked_conv(
     """A convolution whose stride is its kernel's size: each block of pixels meets it once."""
     del padding  # none
     rows, columns = strides
-    features = lhs.shape[-1]
-    batch, height, width, _ = lhs.shape
+    batch, height, width, features = lhs.shape
     height, width = height // rows, width // columns
-    blocks = lhs[:, : height * rows, : width * columns]
-    blocks = blocks.reshape(batch, height, rows, width, columns, features).swapaxes(2, 3)
-    products = blocks.reshape(-1, rows * columns * features) @ rhs.reshape(-1, rhs.shape[-1])
-    return products.reshape(batch, height, width, -1)
+    lhs = lhs[:, : height * rows, : width * columns]
+    lhs = lhs.reshape(batch * height, rows, width * columns * features)
+    products = [
+        lhs[:, row].reshape(-1, columns * features) @ kernel.reshape(columns * features, -1)
+        for row, kernel in enumerate(rhs)
+    ]
+    return sum(products).reshape(batch, height, width, -1)
+
+
+def _patches_conv(
+    lhs: jax.Array, rhs: jax.Array, strides: _Strides, padding: _Padding
+) -> jax.Array:
+    """A convolution of one channel: its patches, each that of a few columns, times the kernel."""
+    del strides  # one
+    images = _pad(lhs, padding)
+    rows, columns, _, features = rhs.shape
+    batch, height, width, _ = images.shape
+    height, width = height - rows + 1, width - columns + 1
+    group = math.gcd(width, _COLUMNS_OF_ONE)
+    first = np.add.outer(np.arange(height) * images.shape[2], np.arange(0, width, group))
+    offset = np.add.outer(np.arange(rows) * images.shape[2], np.arange(columns + group - 1))
+    pixels = images.reshape(batch, -1)
+    patches = pixels.at[:, np.add.outer(first, offset)].get(mode="promise_in_bounds")
+    shifted = [
+        jnp.pad(rhs, ((0, 0), (column, group - 1 - column), (0, 0), (0, 0)))
+        for column in range(group)
+    ]
+    kernels = jnp.stack(shifted, axis=3).reshape(-1, group * features)
+    return (patches.reshape(-1, len(kernels)) @ kernels).reshape(batch, height, width, features)
 
 
 def _tiled_conv(lhs: jax.Array, rhs: jax.Array, strides: _Strides, padding: _Padding) -> jax.Array:
@@ -170,7 +202,7 @@ def _tiled_conv(lhs: jax.Array, rhs: jax.Array, strides: _Strides, padding: _Pad
     of_input, of_kernel, of_output = _cook_toom(tile, taps)
     kernels = jnp.einsum("kt,tjco->kjco", of_kernel, rhs.astype(jnp.float32))
     products = [
-        _xla_conv(rows.reshape(-1, 1, *rows.shape[2:]), kernel[None], strides, ((0, 0), (0, 0)))
+        _xla_conv(rows.reshape(-1, 1, *lhs.shape[2:]), kernel[None], strides, ((0, 0), (0, 0)))
         for rows, kernel in zip(_input_rows(lhs, of_input, tile, tiles), kernels, strict=True)
     ]
     rows = [row.reshape(-1, tiles, *row.shape[2:]) for row in _combine(of_output, products)]
@@ -178,7 +210,9 @@ def _tiled_conv(lhs: jax.Array, rhs: jax.Array, strides: _Strides, padding: _Pad
     return stacked.reshape(-1, tiles * tile, *stacked.shape[3:])[:, :height].astype(lhs.dtype)
 
 
-def _kernel_gradient(lhs: jax.Array, gradient: jax.Array, kernel: tuple[int, int]) -> jax.Array:
+def _tiled_kernel_gradient(
+    lhs: jax.Array, gradient: jax.Array, kernel: tuple[int, int]
+) -> jax.Array:
     """The gradient of `_tiled_conv` by its kernel.
 
     Of each pair of combined rows, the input's and the output's gradient, it takes the product of
@@ -199,34 +233,38 @@ def _kernel_gradient(lhs: jax.Array, gradient: jax.Array, kernel: tuple[int, int
     of_input, of_kernel, of_output = _cook_toom(tile, taps)
     groups = -(-gradient.shape[2] // _COLUMNS)
     shifts = (columns + _COLUMNS - 2) // _COLUMNS + 1
+    features = (_COLUMNS * lhs.shape[3], _COLUMNS * gradient.shape[3])
 
     def add_chunk(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        inputs = _input_rows(chunk[0], of_input, tile, tiles)
-        outputs = _combine(of_output.T, _tile_rows(chunk[1], tile, tile, tiles))
-        pairs = zip(inputs, outputs, strict=True)
-        return total + jnp.stack([product(*pair) for pair in pairs]), None
+        lhs, gradient = (
+            _fill_columns(images, size * _COLUMNS)
+            for images, size in zip(chunk, (groups + shifts - 1, groups), strict=True)
+        )
+        inputs = _input_rows(lhs, of_input, tile, tiles)
+        outputs = _combine(of_output.T, _tile_rows(gradient, tile, tile, tiles))
+        return total + jnp.stack(list(map(products, inputs, outputs))), None
 
-    def product(rows: jax.Array, gradient: jax.Array) -> jax.Array:
-        rows, gradient = group(rows, groups + shifts - 1), group(gradient, groups)
-        flat = gradient.reshape(-1, gradient.shape[-1])
-        shifted = [rows[:, s : s + groups].reshape(-1, rows.shape[-1]) for s in range(shifts)]
-        return jnp.stack([x.T @ flat for x in shifted])
-
-    def group(rows: jax.Array, size: int) -> jax.Array:
-        """Takes columns together: `[rows, size, _COLUMNS * channels]`, cut or filled with 0."""
-        missing = size * _COLUMNS - rows.shape[2]
-        rows = lax.pad(rows, np.float32(0), [(0, 0, 0), (0, 0, 0), (0, missing, 0), (0, 0, 0)])
-        return rows.reshape(-1, size, _COLUMNS * rows.shape[-1])
+    def products(rows: jax.Array, gradient: jax.Array) -> jax.Array:
+        gradient = gradient.reshape(-1, features[1])
+        starts = [shift * features[0] for shift in range(shifts)]
+        shifted = [rows[..., start : start + groups * features[0]] for start in starts]
+        return jnp.stack([x.reshape(-1, features[0]).T @ gradient for x in shifted])
 
     size = math.gcd(len(lhs), _CHUNK)
-    chunks = [x.reshape(-1, size, *x.shape[1:]) for x in (lhs, gradient)]
-    features = (lhs.shape[-1], gradient.shape[-1])
-    zeros = jnp.zeros((len(of_kernel), shifts, *(_COLUMNS * size for size in features)))
-    total, _ = lax.scan(add_chunk, zeros, tuple(chunks))
+    chunks = tuple(x.reshape(-1, size, *x.shape[1:]) for x in (lhs, gradient))
+    zeros = jnp.zeros((len(of_kernel), shifts, *features))
+    total, _ = lax.scan(add_chunk, zeros, chunks)
     # Entry (s, a, b) is of input column s * _COLUMNS + a and output column b: j apart.
-    total = total.reshape(-1, shifts * _COLUMNS, features[0], _COLUMNS, features[1])
+    total = total.reshape(len(total), shifts * _COLUMNS, lhs.shape[3], _COLUMNS, gradient.shape[3])
     kernels = sum(total[:, b : b + columns, :, b] for b in range(_COLUMNS))
     return jnp.einsum("kt,kjco->tjco", of_kernel, kernels)
+
+
+def _fill_columns(images: jax.Array, width: int) -> jax.Array:
+    """Cuts columns, or adds columns of 0, to `width`."""
+    missing = width - images.shape[2]
+    no = (0, 0, 0)
+    return lax.pad(images, jnp.zeros((), images.dtype), [no, no, (0, missing, 0), no])
 
 
 def _tiling(height: int, taps: int) -> tuple[int, int]:
@@ -263,14 +301,18 @@ def _cook_toom(tile: int, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _input_rows(lhs: jax.Array, of_input: np.ndarray, tile: int, tiles: int) -> list[jax.Array]:
-    """Every tile's combined rows, of each combination float32 `[batch, tiles, width, in]`."""
+    """Every tile's combined rows, of each combination float32 `[batch, tiles, width * in]`."""
     return _combine(of_input, _tile_rows(lhs, len(of_input), tile, tiles))
 
 
 def _tile_rows(images: jax.Array, count: int, tile: int, tiles: int) -> list[jax.Array]:
-    """The first, second, ... row of every tile, float32 `[batch, tiles, width, channels]`."""
-    missing = (tiles - 1) * tile + count - images.shape[1]
-    images = jnp.pad(images, ((0, 0), (0, missing), (0, 0), (0, 0))).astype(jnp.float32)
+    """The first, second, ... row of every tile, float32 `[batch, tiles, width * channels]`.
+
+    A row is flat, for XLA makes quick loops of long last axes only.
+    """
+    batch, height, *row = images.shape
+    images = images.reshape(batch, height, math.prod(row)).astype(jnp.float32)
+    images = jnp.pad(images, ((0, 0), (0, (tiles - 1) * tile + count - height), (0, 0)))
     last = (tiles - 1) * tile + 1
     return [lax.slice_in_dim(images, row, row + last, tile, axis=1) for row in range(count)]
 

@@ -2,11 +2,13 @@
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-# Images predicted at a time: a divisor of MNIST's 10,000, so that one program serves them all, and
-# no more memory than a training step of the original takes.
-BATCH_SIZE = 2_000
+# Images predicted at a time: divisors of MNIST's 10,000, so that one program serves them all. What
+# a CPU computes for 100 stays in its caches, which made it a third faster than with 2,000.
+_CPU_BATCH_SIZE = 100
+_BATCH_SIZE = 2_000
 
 
 class Evaluation(NamedTuple):
@@ -38,8 +40,9 @@ class Evaluation(NamedTuple):
 
 
 def split_batches(images: np.ndarray) -> list[np.ndarray]:
-    """Cuts `[n, height, width, 1]` into `BATCH_SIZE` images each; the last may be fewer."""
-    return [images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)]
+    """Cuts `[n, height, width, 1]` into what the device predicts at a time; the rest comes last."""
+    size = _CPU_BATCH_SIZE if jax.default_backend() == "cpu" else _BATCH_SIZE
+    return [images[start : start + size] for start in range(0, len(images), size)]
 
 
 def evaluate(logits: np.ndarray, labels: np.ndarray) -> Evaluation:

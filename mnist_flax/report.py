@@ -1,12 +1,12 @@
 """What a run leaves behind: numbers in its folder, pictures, and a W&B run."""
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from mnist_flax import figures
 from mnist_flax.background import Background
 from mnist_flax.data import Dataset, Split
 from mnist_flax.evaluate import Evaluation
@@ -53,6 +53,7 @@ class Report:
         """
 
         def draw() -> None:
+            figures = _import_figures()
             figure = figures.augmentation_sheet(*create(), self._dataset.title)
             self._tracker.log(0, {"augmentation": self._save(figure, "augmentation")})
 
@@ -109,6 +110,7 @@ class Report:
         # The step's own train/loss and train/accuracy stand beside the epoch's means.
         renamed = {k.replace("train/", "train/epoch_"): v for k, v in record.items() if k != "step"}
         self._tracker.log(record["step"], renamed)
+        figures = _import_figures()
         title = self._dataset.title
         count = slice(0, _NUM_SHOWN)
         predictions = figures.digits_with_bars(
@@ -124,6 +126,7 @@ class Report:
         self._tracker.log(record["step"], {"predictions": self._save(predictions, "predictions")})
 
     def _draw_results(self, step: int, test: Evaluation) -> None:
+        figures = _import_figures()
         wrong = test.misclassified
         split: Split = self._dataset.test
         images, labels = split.images[wrong], split.labels[wrong]
@@ -140,7 +143,14 @@ class Report:
         self._tracker.log_misclassified(step, images, labels, test.probabilities[wrong], names)
 
     def _save(self, figure: Any, key: str) -> bytes:
-        return figures.save(figure, self._workdir.figures / f"{key}.png")
+        return _import_figures().save(figure, self._workdir.figures / f"{key}.png")
+
+
+def _import_figures() -> ModuleType:
+    """`mnist_flax.figures`, in the background: the first step need not wait for matplotlib."""
+    from mnist_flax import figures
+
+    return figures
 
 
 def run_name(config: ConfigDict, dataset: Dataset) -> str:

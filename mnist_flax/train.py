@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from mnist_flax import augment, data, evaluate, model, optimizer, runtime
 from mnist_flax import config as config_lib
+from mnist_flax.background import lower_priority
 from mnist_flax.errors import UserError
 from mnist_flax.progress import Progress
 from mnist_flax.report import Report
@@ -147,8 +148,8 @@ class Trainer:
             for start in range(0, num_images, config.batch_size)
         ]
         key = jax.random.key(config.seed)
-        create = _initializer(config, len(self.batches))
-        state = jax.eval_shape(create, key)
+        create = _initializer(config, len(self.batches)).lower(key)
+        state = create.out_info
         self.schedule = optimizer.create_schedule(config.optimizer, len(self.batches))
         self._train = jax.device_put(dataset.train)
         self.splits = {"test": dataset.test}
@@ -160,7 +161,7 @@ class Trainer:
         }
         normalize = functools.partial(data.normalize, mean=dataset.mean, std=dataset.std)
         options = runtime.compiler_options()
-        self._shuffle = jax.jit(functools.partial(shuffle, num_images=num_images))
+        permute = jax.jit(functools.partial(shuffle, num_images=num_images)).lower(state.key, 0)
         step = jax.jit(
             functools.partial(train_step, augment_config=config.augment, normalize=normalize),
             static_argnames="batch_size",
@@ -172,9 +173,8 @@ class Trainer:
         def predict(variables: dict[str, Any], images: jax.Array) -> jax.Array:
             return state.apply_fn(variables, normalize(images), train=False)
 
-        order = jax.eval_shape(self._shuffle, state.key, 0)
-
         def compile_step(size: int) -> jax.stages.Compiled:
+            order = permute.out_info
             return step.lower(state, *self._train, order, 0, batch_size=size).compile()
 
         def compile_predict(images: jax.Array) -> jax.stages.Compiled:
@@ -182,20 +182,24 @@ class Trainer:
 
         started = time.perf_counter()
         self._compiler = compiler = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-        self._steps = {
-            size: compiler.submit(compile_step, size)
-            for size in sorted({size for _, size in self.batches}, reverse=True)
-        }
+        on_cpu = jax.default_backend() == "cpu"
+        self._steps = {}
+        # In the order in which they are needed. A CPU begins with the first, and the others are
+        # compiled beside the training; elsewhere an epoch is over before that.
+        for size in sorted({size for _, size in self.batches}, reverse=True):
+            self._steps[size] = compiler.submit(compile_step, size)
+            if on_cpu:
+                compiler.submit(lower_priority)
         self._predict = {
             size: compiler.submit(compile_predict, images)
             for size, images in {len(x): x for x in itertools.chain(*self._images.values())}.items()
         }
-        self.state = create(key)  # compiled beside the step
-        # In the order in which they are needed. A CPU begins with the first, and the others are
-        # compiled beside the training; elsewhere an epoch is over before that.
+        # Beside the step's compilation.
+        self.state = create.compile()(key)
+        self._shuffle = permute.compile()
         programs = [*self._steps.values(), *self._predict.values()]
         try:
-            concurrent.futures.wait(programs[: 1 if jax.default_backend() == "cpu" else None])
+            concurrent.futures.wait(programs[: 1 if on_cpu else None])
         except KeyboardInterrupt:
             self.close()
             raise

@@ -8,6 +8,7 @@ import pytest
 
 from configs import default
 from mnist_flax import benchmark, benchmark_jax
+from mnist_flax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -112,3 +113,12 @@ def test_bad_flags_are_one_line(run_benchmark):
     done = run_benchmark("--against=jax")
     assert done.returncode == 2 and "torch" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_another_network_is_not_measured_against_the_originals(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    config = default.get_config()
+    benchmark._check_comparable(config)
+    config.model.norm = "layer"
+    with pytest.raises(UserError, match=r"model\.norm=layer .*; allowed: batch"):
+        benchmark._check_comparable(config)
