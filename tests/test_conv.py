@@ -59,26 +59,32 @@ def test_agrees_with_lax_for_many_shapes(case, seed):
     check_against_lax(case, seed)
 
 
-# The original's: 5x5 from 24x24 and, padded, to 24x24; 3x3 to sides that 4 rows do and do not
-# divide; 2x2 with stride 2; 1x1. And a batch that no chunk divides.
+# The original's: 5x5 of one channel, with and without padding; 5x5 from 24x24 and, padded, to
+# 24x24; 3x3 to sides that 4 rows do and do not divide; 2x2 with stride 2; 1x1. And a batch that no
+# chunk divides, a width that no group of columns does.
 @pytest.mark.parametrize(
-    "batch, side, kernel, strides, padding",
+    "batch, side, features, kernel, strides, padding",
     [
-        (16, 24, 5, 1, "VALID"),
-        (7, 24, 5, 1, "SAME"),
-        (16, 10, 3, 1, "VALID"),
-        (16, 8, 3, 1, "SAME"),
-        (16, 9, 2, 2, "VALID"),
-        (16, 3, 1, 1, "VALID"),
+        (7, 28, 1, 5, 1, "VALID"),
+        (7, 28, 1, 5, 1, "SAME"),
+        (7, 9, 1, 3, 1, "VALID"),
+        (16, 24, 3, 5, 1, "VALID"),
+        (7, 24, 3, 5, 1, "SAME"),
+        (16, 10, 3, 3, 1, "VALID"),
+        (16, 8, 3, 3, 1, "SAME"),
+        (16, 9, 3, 2, 2, "VALID"),
+        (16, 3, 3, 1, 1, "VALID"),
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_agrees_with_lax_where_the_network_uses_it(batch, side, kernel, strides, padding, dtype):
+def test_agrees_with_lax_where_the_network_uses_it(
+    batch, side, features, kernel, strides, padding, dtype
+):
     case = {
         "batch": batch,
         "size": (side, side),
         "kernel": (kernel, kernel),
-        "channels": (3, 5),
+        "channels": (features, 5),
         "strides": (strides, strides),
         "padding": padding,
         "dtype": dtype,

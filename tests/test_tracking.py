@@ -3,6 +3,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -193,3 +194,16 @@ class TestBackground:
         background.submit(time.sleep, 60)
         assert not background.close(timeout=0.2)
         assert time.monotonic() - started < 5
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+    def test_it_leaves_the_cpu_to_the_training(self):
+        def nice() -> int:
+            return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+        found, mine = [], nice()
+        background = Background("drawing", print)
+        background.submit(lambda: found.append(nice()))
+        ask = [sys.executable, "-c", "import os; print(os.nice(0))"]
+        background.submit(lambda: found.append(int(subprocess.check_output(ask))))
+        assert background.close()
+        assert found == [19, 19] and nice() == mine
