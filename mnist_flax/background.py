@@ -1,5 +1,6 @@
 """Work beside the training loop: in order, on a thread of its own, never raising into it."""
 
+import contextlib
 import os
 import queue
 import sys
@@ -14,7 +15,8 @@ def lower_priority() -> None:
     Holds for the calling thread, and for what it starts from then on.
     """
     if sys.platform == "linux":  # elsewhere a thread has no priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        with contextlib.suppress(OSError):  # some sandboxes forbid it
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 class Background:
