@@ -1,4 +1,7 @@
-"""Batch normalisation as PyTorch defines it, in as few passes over the memory as it takes."""
+"""Batch normalisation as PyTorch defines it, in as few passes over the memory as it takes.
+
+It can be differentiated in reverse mode only.
+"""
 
 import functools
 from collections.abc import Callable

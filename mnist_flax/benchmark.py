@@ -22,7 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from mnist_flax import command
+from mnist_flax import command, huge_pages
 from mnist_flax.errors import UserError
 
 flags.adopt_module_key_flags(command)
@@ -153,9 +153,11 @@ def measure(
         settings["num_images"] = ours.about["num_images"]
         workers = {_OURS: ours}
         if against_torch:
-            kind = "cpu" if ours.about["platform"] == "cpu" else "gpu"
-            for name, (form, env, huge) in _TORCH_FORMS[kind].items():
-                workers[name] = start("benchmark_torch", env, form=form, huge_pages=huge)
+            platform_ = ours.about["platform"]
+            for name, (form, env, huge) in _torch_forms(platform_, config.model.dtype).items():
+                workers[name] = start(
+                    "benchmark_torch", env, form=form, huge_pages=huge, platform=platform_
+                )
         seconds: dict[str, dict[str, list[float]]] = {
             task: {name: [] for name in workers} for task in _TASKS
         }
@@ -170,7 +172,7 @@ def measure(
         return {
             "device": ours.about["device"],
             "platform": ours.about["platform"],
-            "processor": f"{os.cpu_count()} CPUs, {_processor()}",
+            "processor": f"{ours.about['num_cpus']} CPUs, {_processor()}",
             "python": platform.python_version(),
             "versions": {k: v for w in workers.values() for k, v in w.about["versions"].items()},
             "dtype": config.model.dtype,
@@ -213,7 +215,7 @@ def table(result: dict[str, Any]) -> str:
         *_markdown(rows),
         "",
         f"Peak of a matrix product: {peak / 1e9:,.0f} GFLOP/s. Training is traced and compiled in "
-        f"{cold:.1f} s, from the cache in {cached:.1f} s. Peak memory: {memory}.",
+        f"{cold:.1f} s, once more, from the cache, in {cached:.1f} s. Peak memory: {memory}.",
     ]
     if names[1:]:
         lines += ["", f"{_OURS}'s images/s over the other's, taken in turns:", ""]
@@ -229,6 +231,24 @@ def _check_comparable(config: ConfigDict) -> None:
             raise UserError(
                 f"config.{field}={given} cannot be measured against PyTorch; allowed: {value}"
             )
+
+
+def _torch_forms(platform_: str, dtype: str) -> dict[str, tuple[str, dict[str, str], bool]]:
+    if platform_ not in _TORCH_FORMS:
+        raise UserError(
+            f"--against=torch cannot be measured on a {platform_}; "
+            f"allowed: {', '.join(_TORCH_FORMS)}"
+        )
+    if platform_ == "cpu" and dtype != "float32":
+        raise UserError(
+            f"config.model.dtype={dtype} cannot be measured against PyTorch on a CPU; "
+            "allowed: float32"
+        )
+    return {
+        name: (form, env, huge)
+        for name, (form, env, huge) in _TORCH_FORMS[platform_].items()
+        if not huge or huge_pages.by_request()
+    }
 
 
 def _images(config: ConfigDict, num_images: int) -> dict[str, int]:

@@ -4,6 +4,7 @@ import functools
 import importlib.metadata
 import json
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -86,8 +87,8 @@ def tasks(
 
     def forward() -> Callable[[], float]:
         state = train.create_state(config, 1)
-        run = compiled(lambda images: state.apply_fn(state.variables, normalize(images), False))
-        return benchmark_worker.timed(lambda: run(batch), jax.block_until_ready)
+        run = compiled(lambda variables, x: state.apply_fn(variables, normalize(x), False))
+        return benchmark_worker.timed(lambda: run(state.variables, batch), jax.block_until_ready)
 
     def step() -> Callable[[], float]:
         return epoch_of(one_batch)
@@ -97,7 +98,9 @@ def tasks(
 
     @functools.cache
     def trainer() -> train.Trainer:
-        return train.Trainer(config, dataset)
+        trainer = train.Trainer(config, dataset)
+        trainer.evaluate("test")  # which waits for all its programs
+        return trainer
 
     def evaluation() -> Callable[[], float]:
         return benchmark_worker.timed(lambda: trainer().evaluate("test"), lambda _: None)
@@ -136,7 +139,7 @@ def _compile(config: ConfigDict, dataset: data.Dataset) -> tuple[train.Trainer, 
         for kind in ("cold", "cached"):
             trainer = train.Trainer(config, one_batch)
             seconds[kind] = trainer.compile_seconds
-            trainer.evaluate("test")  # which waits for the other programs
+            trainer.evaluate("test")  # which waits for all its programs
     jax.config.update("jax_compilation_cache_dir", before)
     compilation_cache.reset_cache()
     return trainer, seconds
@@ -144,6 +147,7 @@ def _compile(config: ConfigDict, dataset: data.Dataset) -> tuple[train.Trainer, 
 
 if __name__ == "__main__":
     huge_pages.use()
+    runtime.use_compilation_cache()
     settings = json.loads(sys.argv[1])
     recipe = ConfigDict(settings["config"])
     on_cpu = jax.default_backend() == "cpu"
@@ -155,6 +159,7 @@ if __name__ == "__main__":
         {
             "device": device.device_kind,
             "platform": device.platform,
+            "num_cpus": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
             "num_images": num_images,
             "versions": {
                 name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")

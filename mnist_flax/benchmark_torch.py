@@ -68,13 +68,12 @@ def augment(images: torch.Tensor, config: ConfigDict) -> torch.Tensor:
 
 
 def tasks(
-    config: ConfigDict, num_images: int, num_test: int, form: str
+    config: ConfigDict, num_images: int, num_test: int, form: str, on_gpu: bool
 ) -> dict[str, Callable[[], Callable[[], float]]]:
     """What the worker can be asked for."""
-    on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     torch.manual_seed(config.seed)
-    if on_gpu:
+    if on_gpu and form != "plain":
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     layout = torch.contiguous_format if form == "plain" else torch.channels_last
@@ -163,9 +162,11 @@ if __name__ == "__main__":
     if settings["huge_pages"]:
         huge_pages.use()
     recipe = ConfigDict(settings["config"])
-    about = {"versions": {"torch": torch.__version__}}
-    if torch.cuda.is_available():
-        about["device"] = torch.cuda.get_device_name()
+    on_gpu = settings["platform"] == "gpu"
+    if on_gpu and not torch.cuda.is_available():
+        sys.exit("PyTorch finds no GPU, JAX does")
+    sizes = settings["num_images"], settings["num_test"]
     benchmark_worker.serve(
-        about, tasks(recipe, settings["num_images"], settings["num_test"], settings["form"])
+        {"versions": {"torch": torch.__version__}},
+        tasks(recipe, *sizes, settings["form"], on_gpu),
     )

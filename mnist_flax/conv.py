@@ -1,6 +1,7 @@
 """A convolution that CPUs do quickly too, to be handed to `nn.Conv`.
 
-What it computes: `lax.conv_general_dilated`, to float rounding.
+What it computes: `lax.conv_general_dilated`, to float rounding. It can be differentiated in
+reverse mode only.
 
 Why it is faster. A stride-1 convolution is done by Cook and Toom's minimal filtering along the rows
 (Winograd's convolution, in one dimension; Lavin and Gray, 2015, arXiv 1509.09308): `tile` rows of
@@ -18,6 +19,7 @@ is right on each.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,8 +30,10 @@ import numpy as np
 from jax import lax
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
-# Where Cook and Toom's polynomials are evaluated. All powers of two or 0, so that the constants are
-# exact; more of them would save more products and cost float32 its digits.
+_DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+_PLAIN = (("feature_group_count", 1), ("batch_group_count", 1))
+# Where Cook and Toom's polynomials are evaluated. All powers of two or 0, so that the constants of
+# input and output are exact; more of them would save more products and cost float32 its digits.
 _POINTS = (0, 1, -1, 2, -2, 1 / 2, -1 / 2)
 # Images whose kernel gradient is summed at a time, at most: what they need stays in the cache.
 _CHUNK = 16
@@ -53,11 +57,12 @@ def conv_general_dilated(
 ) -> jax.Array:
     """Convolves as `lax.conv_general_dilated`, which alone serves all but plain convolutions.
 
-    Plain is: two dimensions, NHWC and HWIO, no dilation, no groups, default precision.
+    Plain is: floats of 32 bits or fewer, two dimensions, NHWC and HWIO, no dilation, no groups,
+    default precision, and padding that adds.
 
     Args:
       lhs: float `[batch, height, width, in]`.
-      rhs: float `[kernel height, kernel width, in, out]`, of the same type.
+      rhs: float `[kernel height, kernel width, in, out]`.
       window_strides: two.
       padding: 'VALID', 'SAME', or (low, high) for both axes.
       **options: the others of `lax.conv_general_dilated`.
@@ -66,25 +71,32 @@ def conv_general_dilated(
       Float `[batch, height', width', out]`, of the type of `lhs`.
     """
     strides = tuple(window_strides)
-    if not _is_plain(lhs, rhs, options):
-        return lax.conv_general_dilated(lhs, rhs, strides, padding, **options)
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
-    return _conv(lhs, rhs, strides, tuple(tuple(map(int, pair)) for pair in padding))
+    if _is_plain(lhs, rhs, **options):
+        pads = padding
+        if isinstance(padding, str):
+            pads = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
+        pads = tuple(tuple(map(int, pair)) for pair in pads)
+        if min(itertools.chain(*pads)) >= 0:
+            return _conv(lhs, rhs, strides, pads)
+    return lax.conv_general_dilated(lhs, rhs, strides, padding, **options)
 
 
-def _is_plain(lhs: jax.Array, rhs: jax.Array, options: dict[str, Any]) -> bool:
-    if lhs.ndim != 4:
+def _is_plain(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    *,
+    dimension_numbers: Any = None,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    **others: Any,
+) -> bool:
+    if lhs.ndim != 4 or lhs.dtype != rhs.dtype or lhs.dtype not in _DTYPES:
         return False
-    given = lax.conv_dimension_numbers(lhs.shape, rhs.shape, options.get("dimension_numbers"))
-    dilations = (options.get("lhs_dilation"), options.get("rhs_dilation"))
+    given = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     return (
         given == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC)
-        and all(dilation is None or set(dilation) == {1} for dilation in dilations)
-        and options.get("feature_group_count", 1) == 1
-        and options.get("batch_group_count", 1) == 1
-        and options.get("precision") is None
-        and options.get("preferred_element_type") is None
+        and all(not dilation or set(dilation) == {1} for dilation in (lhs_dilation, rhs_dilation))
+        and all(value is None or (name, value) in _PLAIN for name, value in others.items())
     )
 
 
@@ -169,7 +181,7 @@ def _blocked_conv(
         lhs[:, row].reshape(-1, columns * features) @ kernel.reshape(columns * features, -1)
         for row, kernel in enumerate(rhs)
     ]
-    return sum(products).reshape(batch, height, width, -1)
+    return sum(products).reshape(batch, height, width, rhs.shape[3])
 
 
 def _patches_conv(
@@ -205,9 +217,10 @@ def _tiled_conv(lhs: jax.Array, rhs: jax.Array, strides: _Strides, padding: _Pad
         _xla_conv(rows.reshape(-1, 1, *lhs.shape[2:]), kernel[None], strides, ((0, 0), (0, 0)))
         for rows, kernel in zip(_input_rows(lhs, of_input, tile, tiles), kernels, strict=True)
     ]
-    rows = [row.reshape(-1, tiles, *row.shape[2:]) for row in _combine(of_output, products)]
+    rows = [row.reshape(len(lhs), tiles, *row.shape[2:]) for row in _combine(of_output, products)]
     stacked = jnp.stack(rows, axis=2)
-    return stacked.reshape(-1, tiles * tile, *stacked.shape[3:])[:, :height].astype(lhs.dtype)
+    stacked = stacked.reshape(len(lhs), tiles * tile, *stacked.shape[3:])
+    return stacked[:, :height].astype(lhs.dtype)
 
 
 def _tiled_kernel_gradient(
@@ -261,10 +274,8 @@ def _tiled_kernel_gradient(
 
 
 def _fill_columns(images: jax.Array, width: int) -> jax.Array:
-    """Cuts columns, or adds columns of 0, to `width`."""
-    missing = width - images.shape[2]
-    no = (0, 0, 0)
-    return lax.pad(images, jnp.zeros((), images.dtype), [no, no, (0, missing, 0), no])
+    """Adds columns of 0, to `width`."""
+    return _pad(images, ((0, 0), (0, width - images.shape[2])))
 
 
 def _tiling(height: int, taps: int) -> tuple[int, int]:

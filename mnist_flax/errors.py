@@ -4,5 +4,5 @@
 class UserError(Exception):
     """Bad input: one line that says what was wrong and what is allowed.
 
-    `main.py` prints it without a traceback and exits with status 2.
+    `command.start` prints it without a traceback and exits with status 2.
     """

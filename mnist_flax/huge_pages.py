@@ -8,17 +8,21 @@ _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 _THP = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
+def by_request() -> bool:
+    """Whether Linux gives huge pages to the processes that ask for them, and to no others."""
+    return _THP.exists() and "[madvise]" in _THP.read_text()
+
+
 def use() -> None:
     """Starts this process anew, once, with large blocks of memory in huge pages.
 
     A training step on a CPU takes a GB of fresh memory, and with pages of 4 KiB a fifth of its
-    time goes into mapping it. glibc reads the setting at a process's start only. Where Linux does
-    not leave the choice to the process (`madvise`), nothing is done.
+    time went into mapping it (2 cores of an AMD EPYC, virtual). glibc reads the setting at a
+    process's start only. Nothing is done where Linux does not leave the choice to the process, and
+    in IPython, whose session would be lost.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if "glibc.malloc.hugetlb" in tunables or not _THP.exists():
-        return
-    if "[madvise]" not in _THP.read_text():
+    if "glibc.malloc.hugetlb" in tunables or not by_request() or "IPython" in sys.modules:
         return
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, _HUGE_PAGES]))
     sys.stdout.flush()

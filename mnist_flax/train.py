@@ -138,7 +138,7 @@ class Trainer:
       splits: those to evaluate, by name.
       schedule: learning rate by step.
       batches: (start, size) of an epoch's batches; the last may be smaller.
-      compile_seconds: how long compiling took, until the first step could begin.
+      compile_seconds: how long tracing and compiling have been waited for.
     """
 
     def __init__(self, config: ConfigDict, dataset: data.Dataset):
@@ -147,6 +147,7 @@ class Trainer:
             (start, min(config.batch_size, num_images - start))
             for start in range(0, num_images, config.batch_size)
         ]
+        started = time.perf_counter()
         key = jax.random.key(config.seed)
         create = _initializer(config, len(self.batches)).lower(key)
         state = create.out_info
@@ -180,7 +181,6 @@ class Trainer:
         def compile_predict(images: jax.Array) -> jax.stages.Compiled:
             return predict.lower(state.variables, images).compile()
 
-        started = time.perf_counter()
         self._compiler = compiler = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         on_cpu = jax.default_backend() == "cpu"
         self._steps = {}
@@ -194,19 +194,20 @@ class Trainer:
             size: compiler.submit(compile_predict, images)
             for size, images in {len(x): x for x in itertools.chain(*self._images.values())}.items()
         }
-        # Beside the step's compilation.
-        self.state = create.compile()(key)
-        self._shuffle = permute.compile()
         programs = [*self._steps.values(), *self._predict.values()]
         try:
-            concurrent.futures.wait(programs[: 1 if on_cpu else None])
-        except KeyboardInterrupt:
+            # Beside the step's compilation.
+            self.state = create.compile()(key)
+            self._shuffle = permute.compile()
+            for program in programs[: 1 if on_cpu else None]:
+                program.result()
+        except BaseException:
             self.close()
             raise
         self.compile_seconds = time.perf_counter() - started
 
     def close(self) -> None:
-        """Gives up what is not compiled yet, for which the process's end would wait."""
+        """Gives up what is not yet being compiled; the process's end waits for what is."""
         self._compiler.shutdown(wait=False, cancel_futures=True)
 
     def train_epoch(self, epoch: int, progress: Progress) -> StepMetrics:
@@ -219,17 +220,28 @@ class Trainer:
         wait_every = max(2, math.ceil(len(self.batches) / _WAITS_PER_EPOCH))
         history: list[StepMetrics] = []
         for index, (start, size) in enumerate(self.batches, 1):
-            self.state, metrics = self._steps[size].result()(self.state, *self._train, order, start)
+            step = self._wait_for(self._steps[size], history)
+            self.state, metrics = step(self.state, *self._train, order, start)
             history.append(metrics)
             if index % wait_every == 0 or index == len(self.batches):
                 progress.update(start + size, float(metrics.loss), float(metrics.accuracy))
         return StepMetrics(*np.asarray(jax.device_get(history)).T)
 
+    def _wait_for(self, program: concurrent.futures.Future, under_way: Any) -> jax.stages.Compiled:
+        """Waits for a program, after what is `under_way`, and counts that as compiling."""
+        if not program.done():
+            jax.block_until_ready(under_way)
+            started = time.perf_counter()
+            program.result()
+            self.compile_seconds += time.perf_counter() - started
+        return program.result()
+
     def evaluate(self, name: str) -> evaluate.Evaluation:
         """Evaluates the whole split 'test' or 'validation'."""
         variables = self.state.variables
         logits = [
-            self._predict[len(batch)].result()(variables, batch) for batch in self._images[name]
+            self._wait_for(self._predict[len(batch)], variables)(variables, batch)
+            for batch in self._images[name]
         ]
         return evaluate.evaluate(np.concatenate(jax.device_get(logits)), self.splits[name].labels)
 
@@ -254,9 +266,10 @@ def run(config: ConfigDict, workdir: str) -> None:
     progress.line(f"Workdir: {folder.path}")
     progress.line(_describe(dataset))
     trainer = Trainer(config, dataset)
-    progress.line(f"{_describe_device()}, compiled in {trainer.compile_seconds:.1f} s")
-    report = Report(config, folder, dataset, len(trainer.batches), progress.line)
+    report = None
     try:
+        progress.line(f"{_describe_device()}, compiled in {trainer.compile_seconds:.1f} s")
+        report = Report(config, folder, dataset, len(trainer.batches), progress.line)
         if config.augment.enabled:
             report.augmentation(functools.partial(_augmentations, config, dataset))
         for epoch in range(1, config.num_epochs + 1):
@@ -266,7 +279,8 @@ def run(config: ConfigDict, workdir: str) -> None:
     except BaseException:
         progress.close()
         trainer.close()
-        report.abort()
+        if report is not None:
+            report.abort()
         raise
     progress.line(
         f"Done: {test.accuracy:.2%} test accuracy, {len(test.misclassified):,} errors, on "
@@ -278,9 +292,9 @@ def _run_epoch(
     config: ConfigDict, trainer: Trainer, epoch: int, report: Report, progress: Progress
 ) -> evaluate.Evaluation:
     progress.start_epoch(epoch)
-    started = time.perf_counter()
+    started = time.perf_counter() - trainer.compile_seconds
     metrics = trainer.train_epoch(epoch, progress)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - trainer.compile_seconds - started
     sizes = [size for _, size in trainer.batches]
     loss, accuracy = (float(np.average(values, weights=sizes)) for values in metrics)
     record = {

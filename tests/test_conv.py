@@ -122,6 +122,7 @@ def check_against_lax(case, seed):
         {"lhs_dilation": (2, 2)},
         {"feature_group_count": 2},
         {"precision": lax.Precision.HIGHEST},
+        {"padding": [(-1, 1), (1, 1)]},
         {"dimension_numbers": ("NCHW", "OIHW", "NCHW")},
     ],
     ids=lambda options: next(iter(options)),

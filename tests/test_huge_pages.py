@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from mnist_flax import huge_pages
+
 THP = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = """
@@ -50,3 +52,15 @@ class TestWhereHugePagesAreByRequest:
         assert lines[2].startswith("glibc.malloc.check=0:glibc.malloc.hugetlb=1 ")
         _, lines = run(GLIBC_TUNABLES="glibc.malloc.hugetlb=0")
         assert lines[0] == "started" and lines[1].startswith("glibc.malloc.hugetlb=0 ")
+
+
+@pytest.mark.parametrize("content", [None, "[always] madvise never", "always madvise [never]"])
+def test_nothing_is_done_elsewhere(content, tmp_path, monkeypatch):
+    enabled = tmp_path / "enabled"
+    if content is not None:
+        enabled.write_text(content)
+    monkeypatch.setattr(huge_pages, "_THP", enabled)
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started anew"))
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    huge_pages.use()
+    assert "GLIBC_TUNABLES" not in os.environ

@@ -36,14 +36,22 @@ def test_programs_are_kept_in_a_folder_of_the_user(tmp_path, own):
 
 
 def test_a_cpu_convolves_with_xlas_own_code():
-    assert jax.default_backend() == "cpu"
+    if jax.default_backend() != "cpu":
+        pytest.skip("no CPU")
 
-    def convolve(images, kernel):
-        return jax.lax.conv(images, kernel, (1, 1), "VALID")
+    def program(options):
+        def convolve(images, kernel):
+            numbers = ("NHWC", "HWIO", "NHWC")
+            return jax.lax.conv_general_dilated(
+                images, kernel, (1, 1), "VALID", dimension_numbers=numbers
+            )
 
-    arguments = jnp.ones((4, 8, 16, 16)), jnp.ones((8, 8, 5, 5))
-    compiled = jax.jit(convolve, compiler_options=runtime.compiler_options()).lower(*arguments)
-    assert "ynn" not in compiled.compile().as_text()
+        arguments = jnp.ones((16, 24, 24, 36)), jnp.ones((5, 5, 36, 36))
+        return jax.jit(convolve, compiler_options=options).lower(*arguments).compile().as_text()
+
+    if "ynn" not in program(None):
+        pytest.skip("this XLA does so by itself")
+    assert "ynn" not in program(runtime.compiler_options())
 
 
 def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):

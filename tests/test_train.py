@@ -1,4 +1,7 @@
+import concurrent.futures
 import functools
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +103,25 @@ def test_the_host_waits_a_few_times_an_epoch(trainer):
     assert metrics.loss.shape == metrics.accuracy.shape == (21,)
     assert len(counter.calls) <= 9
     assert counter.calls[-1][0] == 16 * 20 + 7
+
+
+def test_waiting_for_a_program_counts_as_compiling(trainer):
+    late = concurrent.futures.Future()
+    last_step = trainer._steps[7].result()
+    trainer._steps[7] = late
+    before = trainer.compile_seconds
+    threading.Timer(1.5, late.set_result, [last_step]).start()
+    started = time.perf_counter()
+    trainer.train_epoch(1, Counter())
+    elapsed = time.perf_counter() - started
+    waited = trainer.compile_seconds - before
+    assert 0 < waited < 1.5 <= elapsed  # for the steps under way were no part of it
+
+
+def test_a_program_that_cannot_be_compiled_ends_the_run_at_once(tiny_config, monkeypatch):
+    monkeypatch.setattr(train, "train_step", lambda *args, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Trainer(tiny_config, small_dataset(tiny_config, 200))
 
 
 def test_state_buffers_are_donated(trainer):
