@@ -250,7 +250,7 @@ def _tiled_kernel_gradient(
 
     def add_chunk(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         lhs, gradient = (
-            _fill_columns(images, size * _COLUMNS)
+            _pad(images, ((0, 0), (0, size * _COLUMNS - images.shape[2])))  # columns of 0
             for images, size in zip(chunk, (groups + shifts - 1, groups), strict=True)
         )
         inputs = _input_rows(lhs, of_input, tile, tiles)
@@ -271,11 +271,6 @@ def _tiled_kernel_gradient(
     total = total.reshape(len(total), shifts * _COLUMNS, lhs.shape[3], _COLUMNS, gradient.shape[3])
     kernels = sum(total[:, b : b + columns, :, b] for b in range(_COLUMNS))
     return jnp.einsum("kt,kjco->tjco", of_kernel, kernels)
-
-
-def _fill_columns(images: jax.Array, width: int) -> jax.Array:
-    """Adds columns of 0, to `width`."""
-    return _pad(images, ((0, 0), (0, width - images.shape[2])))
 
 
 def _tiling(height: int, taps: int) -> tuple[int, int]:
@@ -319,7 +314,7 @@ def _input_rows(lhs: jax.Array, of_input: np.ndarray, tile: int, tiles: int) -> 
 def _tile_rows(images: jax.Array, count: int, tile: int, tiles: int) -> list[jax.Array]:
     """The first, second, ... row of every tile, float32 `[batch, tiles, width * channels]`.
 
-    A row is flat, for XLA makes quick loops of long last axes only.
+    A row is flat, so that some of its columns are one slice.
     """
     batch, height, *row = images.shape
     images = images.reshape(batch, height, math.prod(row)).astype(jnp.float32)

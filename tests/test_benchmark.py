@@ -1,6 +1,5 @@
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -9,8 +8,7 @@ import pytest
 from configs import default
 from mnist_flax import benchmark, benchmark_jax
 from mnist_flax.errors import UserError
-
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.conftest import ROOT
 
 
 def test_work_is_counted_as_by_hand():

@@ -46,7 +46,7 @@ def value_and_gradients(convolve, lhs, rhs, cotangent, case):
 
 
 # Shapes are new every time, so every example compiles.
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(convolutions(), st.integers(0, 2**16))
 def test_agrees_with_lax(case, seed):
     check_against_lax(case, seed)

@@ -1,14 +1,12 @@
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
 from mnist_flax import huge_pages
+from tests.conftest import ROOT
 
-THP = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
-ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = """
 import os, pathlib, sys
 import numpy as np
@@ -36,9 +34,7 @@ def run(**env):
     return process.pid, output.splitlines()
 
 
-@pytest.mark.skipif(
-    not THP.exists() or "[madvise]" not in THP.read_text(), reason="huge pages are not by request"
-)
+@pytest.mark.skipif(not huge_pages.by_request(), reason="huge pages are not by request")
 class TestWhereHugePagesAreByRequest:
     def test_the_process_starts_anew_once_and_gets_them(self):
         pid, lines = run()

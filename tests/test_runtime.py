@@ -1,5 +1,4 @@
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -8,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from mnist_flax import runtime
+from tests.conftest import ROOT
 
-ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = """
 import jax
 from mnist_flax import runtime
