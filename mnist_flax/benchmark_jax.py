@@ -16,15 +16,9 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
-from mnist_flax import (
-    augment,
-    benchmark_worker,
-    data,
-    huge_pages,
-    model,
-    runtime,
-    train,
-)
+from mnist_flax import augment, benchmark_worker, data, huge_pages, model, runtime
+from mnist_flax.step import create_state
+from mnist_flax.trainer import Trainer
 
 # Images an epoch if none are asked for: a CPU takes minutes for all of MNIST.
 _CPU_IMAGES = 6_144
@@ -86,19 +80,19 @@ def tasks(
         return benchmark_worker.timed(lambda: run(jax.random.key(0), batch), jax.block_until_ready)
 
     def forward() -> Callable[[], float]:
-        state = train.create_state(config, 1)
+        state = create_state(config, 1)
         run = compiled(lambda variables, x: state.apply_fn(variables, normalize(x), False))
         return benchmark_worker.timed(lambda: run(state.variables, batch), jax.block_until_ready)
 
     def step() -> Callable[[], float]:
         return epoch_of(one_batch)
 
-    def epoch_of(trainer: train.Trainer) -> Callable[[], float]:
+    def epoch_of(trainer: Trainer) -> Callable[[], float]:
         return benchmark_worker.timed(lambda: trainer.train_epoch(1, _Silent()), lambda _: None)
 
     @functools.cache
-    def trainer() -> train.Trainer:
-        trainer = train.Trainer(config, dataset)
+    def trainer() -> Trainer:
+        trainer = Trainer(config, dataset)
         trainer.evaluate("test")  # which waits for all its programs
         return trainer
 
@@ -128,7 +122,7 @@ def tasks(
     return known, seconds
 
 
-def _compile(config: ConfigDict, dataset: data.Dataset) -> tuple[train.Trainer, dict[str, float]]:
+def _compile(config: ConfigDict, dataset: data.Dataset) -> tuple[Trainer, dict[str, float]]:
     """A trainer on one batch, and how long one takes with an empty cache, and from the cache."""
     one_batch = dataset._replace(train=data.Split(*(x[: config.batch_size] for x in dataset.train)))
     seconds = {}
@@ -137,7 +131,7 @@ def _compile(config: ConfigDict, dataset: data.Dataset) -> tuple[train.Trainer, 
         jax.config.update("jax_compilation_cache_dir", cache)
         compilation_cache.reset_cache()
         for kind in ("cold", "cached"):
-            trainer = train.Trainer(config, one_batch)
+            trainer = Trainer(config, one_batch)
             seconds[kind] = trainer.compile_seconds
             trainer.evaluate("test")  # which waits for all its programs
     jax.config.update("jax_compilation_cache_dir", before)

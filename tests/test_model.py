@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from configs import default
-from mnist_flax import data, train
+from mnist_flax import data
 from mnist_flax.model import create_model
-from mnist_flax.train import Trainer
+from mnist_flax.step import create_state
+from mnist_flax.trainer import Trainer
 
 FACTORS = {
     "norm": ("batch", "layer", "group", "none"),
@@ -117,7 +118,7 @@ def test_feature_maps_of_the_original():
 def test_bfloat16_computes_in_bfloat16():
     config = default.get_config()
     config.model.dtype = "bfloat16"
-    state = jax.eval_shape(lambda: train.create_state(config, 30))
+    state = jax.eval_shape(lambda: create_state(config, 30))
     images = jax.ShapeDtypeStruct((8, 28, 28, 1), jnp.float32)
     logits, captured = jax.eval_shape(
         lambda variables, x: state.apply_fn(
