@@ -78,21 +78,30 @@ def affine(images: jax.Array, params: AffineParams, interpolation: str) -> jax.A
     )
 
 
-def augment(key: jax.Array, images: jax.Array, config: ConfigDict) -> jax.Array:
+def augment(
+    key: jax.Array,
+    images: jax.Array,
+    config: ConfigDict,
+    first: jax.typing.ArrayLike = 0,
+    batch_size: int | None = None,
+) -> jax.Array:
     """Draws a map for each image and applies it.
 
     Args:
       key: PRNG key.
-      images: uint8 `[batch, side, side, 1]`.
+      images: uint8 `[n, side, side, 1]`, those from `first` on of a batch.
       config: the group `augment` of a configuration.
+      first: int scalar.
+      batch_size: of the whole batch, whose maps do not depend on where it is cut; None: `n`.
 
     Returns:
       As `affine`; `images` unchanged where `config.enabled` is False.
     """
     if not config.enabled:
         return images
-    params = sample_params(key, images.shape[0], images.shape[1], config)
-    return affine(images, params, config.interpolation)
+    params = sample_params(key, batch_size or len(images), images.shape[1], config)
+    own = jax.tree.map(lambda p: jax.lax.dynamic_slice_in_dim(p, first, len(images)), params)
+    return affine(images, own, config.interpolation)
 
 
 def _source_points(params: AffineParams, height: int, width: int) -> tuple[jax.Array, jax.Array]:

@@ -19,10 +19,18 @@ class BatchNorm(nn.Module):
     while training (biased variance), else the running ones. Running statistics move by
     `momentum` towards the batch's, the variance as its unbiased estimate n / (n - 1) * var; that
     n / (n - 1) is where flax's own layer differs. Statistics are float32, y has x's type.
+
+    Attributes:
+      momentum: of the running statistics.
+      eps: added to the variance.
+      axis_name: the mesh axis over which the batch is spread, within `jax.shard_map`; None: it is
+        on one device. The batch's statistics are those of all of it, while gradients of scale and
+        bias are a device's part, to be summed with those of all other parameters.
     """
 
     momentum: float = 0.1
     eps: float = 1e-5
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -35,30 +43,31 @@ class BatchNorm(nn.Module):
         if not train:
             factor = scale * lax.rsqrt(running_var.value + self.eps)
             return ((x - running_mean.value) * factor + bias).astype(x.dtype)
-        y, mean, var = _normalize(x, scale, bias, self.eps)
+        y, mean, var = _normalize(x, scale, bias, self.eps, self.axis_name)
         if not self.is_initializing():
-            n = x.size // x.shape[-1]
+            n = _count(x, self.axis_name)
             unbiased_var = var * (n / max(n - 1, 1))
             running_mean.value += self.momentum * (mean - running_mean.value)
             running_var.value += self.momentum * (unbiased_var - running_var.value)
         return y
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _normalize(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float
+    x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns y, and the batch's mean and biased variance, which are constants to a gradient."""
-    return _forward(x, scale, bias, eps)[0]
+    return _forward(x, scale, bias, eps, axis_name)[0]
 
 
 def _forward(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float
+    x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float, axis_name: str | None
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    n = x.size // x.shape[-1]
+    n = _count(x, axis_name)
     # One pass for both sums; of differences from a value near the mean, for var's digits.
     near = jnp.mean(x[0].astype(jnp.float32), axis=range(x.ndim - 2))
-    total, total_square = _sums(lambda x: (x - near, jnp.square(x - near)), x)
+    near = near if axis_name is None else lax.pmean(near, axis_name)
+    total, total_square = _total(_sums(lambda x: (x - near, jnp.square(x - near)), x), axis_name)
     mean = near + total / n
     var = jnp.maximum(total_square / n - jnp.square(total / n), 0)
     inverse_std = lax.rsqrt(var + eps)
@@ -67,20 +76,34 @@ def _forward(
 
 
 def _backward(
-    eps: float, residuals: tuple[jax.Array, ...], cotangents: tuple[jax.Array, ...]
+    eps: float,
+    axis_name: str | None,
+    residuals: tuple[jax.Array, ...],
+    cotangents: tuple[jax.Array, ...],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Ioffe and Szegedy's gradients, section 3, gathered to two sums and one pass."""
     x, scale, mean, inverse_std = residuals
     dy = cotangents[0]
-    n = x.size // x.shape[-1]
+    n = _count(x, axis_name)
     dbias, product = _sums(lambda dy, x: (dy, dy * (x - mean)), dy, x)
     dscale = product * inverse_std
+    total_dbias, total_dscale = _total([dbias, dscale], axis_name)
     normalized = (x - mean) * inverse_std
-    dx = scale * inverse_std * (dy - dbias / n - normalized * (dscale / n))
+    dx = scale * inverse_std * (dy - total_dbias / n - normalized * (total_dscale / n))
     return dx.astype(x.dtype), dscale, dbias
 
 
 _normalize.defvjp(_forward, _backward)
+
+
+def _count(x: jax.Array, axis_name: str | None) -> int:
+    """How many numbers of the batch a channel has, on all devices."""
+    return x.size // x.shape[-1] * (1 if axis_name is None else lax.axis_size(axis_name))
+
+
+def _total(parts: list[jax.Array], axis_name: str | None) -> list[jax.Array]:
+    """The sum of the devices' parts."""
+    return parts if axis_name is None else lax.psum(parts, axis_name)
 
 
 def _sums(terms: Callable[..., tuple[jax.Array, ...]], *arrays: jax.Array) -> list[jax.Array]:

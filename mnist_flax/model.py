@@ -30,6 +30,7 @@ class SimpleCNN(nn.Module):
       num_groups: of 'group'.
       padding: 'VALID' or 'SAME', of the stride-1 convolutions.
       dtype: of the computation; parameters and statistics are float32.
+      axis_name: the mesh axis over which a training batch is spread, as of `BatchNorm`.
     """
 
     channels: Sequence[Sequence[int]]
@@ -40,6 +41,7 @@ class SimpleCNN(nn.Module):
     num_groups: int = 4
     padding: str = "VALID"
     dtype: Any = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -92,7 +94,7 @@ class SimpleCNN(nn.Module):
         """Applies `norm`; all kinds have PyTorch's eps, and statistics to full precision."""
         options = {"epsilon": 1e-5, "dtype": x.dtype, "use_fast_variance": False, "name": name}
         if self.norm == "batch":
-            return BatchNorm(name=name)(x, train)
+            return BatchNorm(axis_name=self.axis_name, name=name)(x, train)
         if self.norm == "layer":
             axes = (1, 2, 3)
             return nn.LayerNorm(reduction_axes=axes, feature_axes=axes, **options)(x)
@@ -108,6 +110,7 @@ class SimpleCNN(nn.Module):
         return pool(x, (2, 2), strides=(2, 2))
 
 
-def create_model(config: ConfigDict) -> SimpleCNN:
+def create_model(config: ConfigDict, axis_name: str | None = None) -> SimpleCNN:
     """Builds the network that `config`, the group `model` of a configuration, describes."""
-    return SimpleCNN(**{**config.to_dict(), "dtype": jnp.dtype(config.dtype)})
+    options = {**config.to_dict(), "dtype": jnp.dtype(config.dtype)}
+    return SimpleCNN(**options, axis_name=axis_name)
