@@ -12,17 +12,28 @@ from mnist_flax import command
 
 flags.adopt_module_key_flags(command)
 _WORKDIR = flags.DEFINE_string(
-    "workdir", "", "A new folder for the results; empty: a dated one under runs/."
+    "workdir",
+    "",
+    "The folder for the results: a new one, or that of a run to go on with; empty: a dated one "
+    "under runs/.",
 )
+_COORDINATOR_ADDRESS = flags.DEFINE_string(
+    "coordinator_address",
+    "",
+    "HOST:PORT of process 0, for a run on several hosts that JAX does not find by itself.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes the run has.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 
 def main(config: ConfigDict) -> None:
     """Runs the training that the flags ask for."""
     # Imported once the flags are known to be right, for it takes seconds.
-    from mnist_flax import train
+    from mnist_flax import processes, train
 
+    processes.initialize(_COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     train.run(config, _WORKDIR.value)
 
 
 if __name__ == "__main__":
-    command.start(main, "interrupted; the finished epochs are in the workdir")
+    command.start(main)

@@ -49,6 +49,9 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 5e-5  # L2 coefficient; 0: none
     config.optimizer.decoupled = False  # False: decay joins the gradient (Adam) | True: AdamW
 
+    config.checkpoint = ConfigDict()  # after every epoch
+    config.checkpoint.keep = 2  # the newest; the best is kept besides
+
     config.wandb = ConfigDict()
     config.wandb.mode = "auto"  # online | offline | disabled | auto: online if logged in
     config.wandb.project = "mnist_flax"  # made when it is first used

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
@@ -10,7 +11,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from mnist_flax import config as config_lib
-from mnist_flax.errors import UserError
+from mnist_flax import interrupt
+from mnist_flax.errors import LostProcess, UserError
 
 _DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "default.py"
 _CONFIG = config_flags.DEFINE_config_file(
@@ -18,10 +20,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 
 
-def start(main: Callable[[ConfigDict], None], interrupted: str = "interrupted") -> None:
+def start(main: Callable[[ConfigDict], None]) -> None:
     """Calls `main` with the configuration that the command line asks for, and exits.
 
-    A `UserError` is one line and status 2, Ctrl-C is the line `interrupted` and status 130.
+    A `UserError` is one line and status 2; SIGTERM and Ctrl-C are a line that says how to go on,
+    and status 143 and 130; another process of the run that has died is a line and status 1.
     """
 
     def run(argv: Sequence[str]) -> None:
@@ -29,14 +32,28 @@ def start(main: Callable[[ConfigDict], None], interrupted: str = "interrupted") 
         logging.set_verbosity(logging.WARNING)  # else JAX tells of every backend it does not find
         main(_CONFIG.value)
 
+    interrupt.install()
     try:
         app.run(run, flags_parser=_parse_flags)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        sys.exit(130)  # 128 + SIGINT, as shells count
+    except interrupt.Interrupted as error:
+        go_on = f"; to go on: {_again(error.workdir)}" if error.workdir else ""
+        print(f"{error}{go_on}", file=sys.stderr)
+        sys.exit(error.status)
+    except LostProcess as error:
+        print(f"error: {error}; to go on, start them all again: {_again('')}", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(1)  # at a regular exit, JAX would wait for the process that is gone
+
+
+def _again(workdir: str) -> str:
+    """The command line of this process, with the workdir that it chose by itself."""
+    arguments = list(sys.argv)
+    if workdir and not any(re.match(r"--?workdir(=|$)", argument) for argument in arguments):
+        arguments.append(f"--workdir={workdir}")
+    return shlex.join(["python", *arguments])
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

@@ -111,6 +111,7 @@ FIELDS: dict[str, Field] = {
     "optimizer.eps": _number("(0, inf)"),
     "optimizer.weight_decay": _number("[0, inf)"),
     "optimizer.decoupled": _BOOLEAN,
+    "checkpoint.keep": _integer(1, 1_000_000),
     "wandb.mode": _choice("auto", "online", "offline", "disabled"),
     "wandb.project": _NAME,
     "wandb.entity": _TEXT,
@@ -149,7 +150,7 @@ def check(config: ConfigDict) -> None:
     Raises:
       UserError: names the first field that is wrong, its value and what is allowed.
     """
-    values = _flatten(config)
+    values = flatten(config)
     for name in values:
         if name not in FIELDS:
             raise _unknown(name)
@@ -164,16 +165,24 @@ def check(config: ConfigDict) -> None:
     check_sizes(config, data.SAMPLE_TRAIN_SIZE if is_sample else data.TRAIN_SIZE)
 
 
-def check_sizes(config: ConfigDict, train_size: int) -> None:
-    """Checks batch and validation sizes against the number of training images there are.
+def check_sizes(config: ConfigDict, train_size: int, num_devices: int = 1) -> None:
+    """Checks batch and validation sizes against the images and the devices that there are.
 
     Raises:
-      UserError: names the field, its value and the largest that works.
+      UserError: names the field, its value and the largest that works, or the nearest.
     """
     data.check_validation_size(config.dataset.validation_size, train_size)
     left = train_size - config.dataset.validation_size
     if config.batch_size > left:
         raise _refused("batch_size", config.batch_size, f"at most the {left:,} training images")
+    if config.batch_size % num_devices:
+        below = config.batch_size // num_devices * num_devices
+        nearest = [str(size) for size in (below, below + num_devices) if 0 < size <= left]
+        raise _refused(
+            "batch_size",
+            config.batch_size,
+            f"a multiple of the {num_devices} devices, nearest {' and '.join(nearest) or 'none'}",
+        )
 
 
 def _check_dataset(dataset: ConfigDict) -> None:
@@ -219,11 +228,12 @@ def _check_network(model: ConfigDict) -> None:
             side //= 2
 
 
-def _flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+def flatten(config: ConfigDict | dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by field, as in 'model.norm'."""
     flat = {}
     for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            flat |= _flatten(value, f"{prefix}{name}.")
+        if isinstance(value, ConfigDict | dict):
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value
     return flat

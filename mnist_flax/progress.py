@@ -14,17 +14,20 @@ class Progress:
 
     On a terminal: one bar over all images, with the epoch, its share done, loss, accuracy, images
     per second and time left. Elsewhere: complete lines, one an epoch and one a minute within.
+    Nothing if it is to be `quiet`.
     """
 
-    def __init__(self, num_epochs: int, num_images: int):
+    def __init__(self, num_epochs: int, num_images: int, quiet: bool = False):
         self._num_epochs = num_epochs
         self._num_images = num_images
+        self._quiet = quiet
         self._epoch = 0
+        self._epochs_before = 0
         self._started = time.monotonic()
         self._last_line = time.monotonic()
         self._bar = tqdm(
             total=num_epochs * num_images,
-            disable=not sys.stderr.isatty(),
+            disable=quiet or not sys.stderr.isatty(),
             unit=" images",
             unit_scale=True,
             dynamic_ncols=True,
@@ -36,8 +39,13 @@ class Progress:
         if self._epoch == 0:
             # What came before, compiling above all, says nothing of the rate.
             self._started = time.monotonic()
+            self._epochs_before = epoch - 1
             if not self._bar.disable:
                 self._bar.reset()
+                # What an earlier process trained on says nothing of the rate either.
+                self._bar.n = self._bar.initial = self._bar.last_print_n = (
+                    self._epochs_before * self._num_images
+                )
         self._epoch = epoch
         self.update(0)
 
@@ -62,7 +70,8 @@ class Progress:
         )
         # From the clock, so that evaluation counts.
         elapsed = time.monotonic() - self._started
-        left = (self._num_epochs - record["epoch"]) * elapsed / record["epoch"]
+        timed = record["epoch"] - self._epochs_before
+        left = (self._num_epochs - record["epoch"]) * elapsed / timed
         self.line(
             f"epoch {record['epoch']:>{len(str(self._num_epochs))}}/{self._num_epochs}  {results}  "
             f"{record['seconds']:.1f} s  {record['images_per_second']:,.0f} images/s  "
@@ -71,6 +80,8 @@ class Progress:
 
     def line(self, text: str) -> None:
         """Prints a line to standard output, above the bar if there is one."""
+        if self._quiet:
+            return
         self._last_line = time.monotonic()
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()

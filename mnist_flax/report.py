@@ -10,38 +10,50 @@ from ml_collections import ConfigDict
 from mnist_flax.background import Background
 from mnist_flax.data import Dataset, Split
 from mnist_flax.evaluate import Evaluation
+from mnist_flax.history import History
 from mnist_flax.tracking import Tracker
 from mnist_flax.workdir import Workdir
 
 _NUM_SHOWN = 20  # test digits in predictions.png
-_ABORT_SECONDS = 10  # for drawings under way when a run is broken off
+_ABORT_SECONDS = 5  # for drawings, then for W&B, when a run is broken off
 
 
 class Report:
-    """Writes numbers at once; draws and tracks in the background, in the order of the calls."""
+    """Writes numbers at once; draws and tracks in the background, in the order of the calls.
+
+    Args:
+      config: the whole configuration.
+      workdir: the run's files.
+      dataset: what it is trained and tested on.
+      run_id: W&B's name for the run.
+      steps_per_epoch: of the run.
+      say: prints a line.
+      track: False leaves W&B out.
+    """
 
     def __init__(
         self,
         config: ConfigDict,
         workdir: Workdir,
         dataset: Dataset,
+        run_id: str,
         steps_per_epoch: int,
         say: Callable[[str], None],
+        track: bool = True,
     ):
         self._workdir = workdir
         self._dataset = dataset
         self._steps_per_epoch = steps_per_epoch
-        self._losses = np.empty(0)
-        self._accuracies = np.empty(0)
-        self.records: list[dict[str, Any]] = []
         self._drawing = Background("drawing failed", say)
         self._tracker = Tracker(
             config,
             str(workdir.path),
+            run_id,
             name=run_name(config, dataset),
             extra_config={"data": dataset.title, "data_source": dataset.source},
             extra_tags=["sample"] if dataset.source == "sample" else [],
             say=say,
+            enabled=track,
         )
 
     def augmentation(self, create: Callable[[], tuple[np.ndarray, np.ndarray]]) -> None:
@@ -59,57 +71,53 @@ class Report:
 
         self._drawing.submit(draw)
 
-    def epoch(
-        self,
-        record: dict[str, Any],
-        losses: np.ndarray,
-        accuracies: np.ndarray,
-        test: Evaluation,
-    ) -> None:
-        """Takes an epoch.
+    def go_on(self, history: History) -> None:
+        """Takes up a run that was broken off: metrics.jsonl and W&B get what they lack."""
+        self._workdir.write_metrics(history.records)
 
-        Args:
-          record: its line of metrics.jsonl.
-          losses: `[steps]`, of its steps.
-          accuracies: `[steps]`, 0..1, of its steps.
-          test: its results on the test set.
-        """
-        self._workdir.append_metrics(record)
-        self.records.append(record)
-        self._losses = np.append(self._losses, losses)
-        self._accuracies = np.append(self._accuracies, accuracies)
-        self._drawing.submit(
-            self._draw_epoch, [*self.records], self._losses, self._accuracies, test
-        )
+        def log() -> None:
+            for epoch in range(1, history.epoch + 1):
+                self._log_epoch(history, epoch)
 
-    def finish(self, summary: dict[str, Any], test: Evaluation) -> None:
-        """Writes summary.json, draws what is drawn once, and waits for pictures and W&B."""
-        self._workdir.write_summary(summary)
-        self._drawing.submit(self._draw_results, summary["step"], test)
+        self._drawing.submit(log)
+
+    def epoch(self, history: History, test: Evaluation) -> None:
+        """Takes the last epoch of `history`, and its results on the test set."""
+        self._workdir.append_metrics(history.records[-1])
+        self.redraw(history, test)
+
+    def redraw(self, history: History, test: Evaluation) -> None:
+        """Draws what is drawn after every epoch."""
+        self._drawing.submit(self._draw_epoch, history, test)
+
+    def results(self, step: int, test: Evaluation) -> None:
+        """Draws what is drawn once, and waits for all pictures."""
+        self._drawing.submit(self._draw_results, step, test)
         self._drawing.close()
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Writes summary.json, and waits for W&B."""
+        self._workdir.write_summary(summary)
         scalars = {k: v for k, v in summary.items() if isinstance(v, int | float | str)}
         self._tracker.finish(scalars)
 
     def abort(self) -> None:
         """Ends a run that did not come to its end; its finished epochs stay."""
         self._drawing.close(_ABORT_SECONDS)
-        self._tracker.finish({}, exit_code=1)
+        self._tracker.finish({}, exit_code=1, timeout=_ABORT_SECONDS)
 
-    def _draw_epoch(
-        self,
-        records: list[dict[str, Any]],
-        losses: np.ndarray,
-        accuracies: np.ndarray,
-        test: Evaluation,
-    ) -> None:
-        record = records[-1]
-        # The numbers first: they do not depend on a drawing.
-        steps = slice(len(losses) - self._steps_per_epoch, None)
-        first = record["step"] - self._steps_per_epoch + 1
-        self._tracker.log_steps(first, losses[steps], accuracies[steps])
+    def _log_epoch(self, history: History, epoch: int) -> None:
+        record = history.records[epoch - 1]
+        steps = slice((epoch - 1) * self._steps_per_epoch, epoch * self._steps_per_epoch)
+        first = steps.start + 1
+        self._tracker.log_steps(first, history.losses[steps], history.accuracies[steps])
         # The step's own train/loss and train/accuracy stand beside the epoch's means.
         renamed = {k.replace("train/", "train/epoch_"): v for k, v in record.items() if k != "step"}
         self._tracker.log(record["step"], renamed)
+
+    def _draw_epoch(self, history: History, test: Evaluation) -> None:
+        record = history.records[-1]
+        self._log_epoch(history, history.epoch)  # first: numbers do not depend on a drawing
         figures = _import_figures()
         title = self._dataset.title
         count = slice(0, _NUM_SHOWN)
@@ -120,9 +128,10 @@ class Report:
             self._dataset.class_names,
             f"{title}: the first {_NUM_SHOWN} test images after epoch {record['epoch']}",
         )
-        self._save(
-            figures.curves(self._steps_per_epoch, losses, accuracies, records, title), "curves"
+        curves = figures.curves(
+            self._steps_per_epoch, history.losses, history.accuracies, history.records, title
         )
+        self._save(curves, "curves")
         self._tracker.log(record["step"], {"predictions": self._save(predictions, "predictions")})
 
     def _draw_results(self, step: int, test: Evaluation) -> None:

@@ -23,25 +23,29 @@ class Tracker:
     Args:
       config: the whole configuration; its group `wandb` says where and how.
       workdir: where the run's files go, in a folder `wandb`.
+      run_id: of the run; W&B goes on with one that it knows.
       name: of the run.
       extra_config: added to the configuration that W&B shows.
       extra_tags: added to `config.wandb.tags`.
       say: prints a line.
+      enabled: False is as mode 'disabled'.
     """
 
     def __init__(
         self,
         config: ConfigDict,
         workdir: str,
+        run_id: str,
         name: str,
         extra_config: Mapping[str, Any],
         extra_tags: Sequence[str],
         say: Callable[[str], None],
+        enabled: bool = True,
     ):
         self._run = None
         self._say = say
         self._background = None
-        if config.wandb.mode == "disabled":
+        if config.wandb.mode == "disabled" or not enabled:
             return
         self._background = Background("W&B stopped", say, stop_on_error=True)
         tags = [tag.strip() for text in config.wandb.tags for tag in text.split(",")]
@@ -51,6 +55,8 @@ class Tracker:
             "group": config.wandb.group or None,
             "tags": [*filter(None, tags), *extra_tags],
             "config": config.to_dict() | dict(extra_config),
+            "id": run_id,
+            "resume": "allow",
             "name": name,
             "dir": workdir,
         }
@@ -58,6 +64,8 @@ class Tracker:
 
     def log_steps(self, first: int, losses: np.ndarray, accuracies: np.ndarray) -> None:
         """Logs `train/loss` and `train/accuracy` of the steps from `first` on.
+
+        W&B leaves out the steps that it has, as `log` does.
 
         Args:
           first: the first step's number, from 1 over the whole run.
@@ -112,12 +120,15 @@ class Tracker:
 
         self._submit(log)
 
-    def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
-        """Sends what is left and ends the run; waits two minutes at most, then gives W&B up.
+    def finish(
+        self, summary: Mapping[str, Any], exit_code: int = 0, timeout: float | None = None
+    ) -> None:
+        """Sends what is left and ends the run; waits so long at most, then gives W&B up.
 
         Args:
           summary: the run's results, numbers and texts.
           exit_code: other than 0 marks the run as failed.
+          timeout: seconds; None: two minutes.
         """
         if self._background is None:
             return
@@ -129,7 +140,7 @@ class Tracker:
                 self._say(f"W&B run kept offline; upload it: wandb sync {self._folder}")
 
         self._submit(finish)
-        if not self._background.close(_FINISH_SECONDS):
+        if not self._background.close(_FINISH_SECONDS if timeout is None else timeout):
             left = f"; upload what is left: wandb sync {self._folder}" if self._run else ""
             self._say(f"W&B does not answer{left}")
             _kill_service()

@@ -1,4 +1,4 @@
-"""The folder of a run: config.json, metrics.jsonl, summary.json and figures/."""
+"""The folder of a run: config.json, metrics.jsonl, summary.json, figures/ and checkpoints/."""
 
 import datetime
 import importlib.metadata
@@ -7,47 +7,96 @@ import json
 import os
 import pathlib
 import platform
+from collections.abc import Sequence
 from typing import Any
 
+from mnist_flax.config import flatten
 from mnist_flax.errors import UserError
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets", "wandb")
+try:
+    import fcntl
+except ImportError:  # Windows has no such lock
+    fcntl = None
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
+_PACKAGES += ("wandb",)
 
 
 class Workdir:
-    """Writes a run's files; each is whole whenever it can be seen."""
+    """Writes a run's files; each is whole whenever it can be seen.
+
+    Attributes:
+      path: of the folder.
+      figures: the folder in it for pictures.
+    """
 
     def __init__(self, path: str, config: dict[str, Any]) -> None:
-        """Makes the folder, a dated one if `path` is empty, and writes config.json.
+        """Makes the folder, a dated one if `path` is empty, or goes on with the run that it holds.
+
+        Until the process ends, no other can have the folder.
 
         Raises:
-          UserError: the folder holds a run already, or cannot be written.
+          UserError: the folder holds another run, or one that is going on, or cannot be written.
         """
-        check_workdir(path)
+        check_workdir(path, config)
         try:
             self.path = _make(path) if path else _make_dated()
+            self._lock = _lock(self.path)
+            check_workdir(str(self.path), config)  # again: another run may have been here first
             self.figures = self.path / "figures"
             self.figures.mkdir(exist_ok=True)
-            self._write("config.json", config)
+            if _read_config(self.path) != _as_json(config):
+                self._write("config.json", json.dumps(config, indent=2) + "\n")
         except OSError as error:
-            raise UserError(f"--workdir={path or 'runs'}: {error.strerror}") from None
+            raise _unusable(path, error) from None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run in it came to its end."""
+        return (self.path / "summary.json").exists()
+
+    @property
+    def has_metrics(self) -> bool:
+        """Whether the run in it finished an epoch."""
+        return (self.path / "metrics.jsonl").exists()
+
+    def write_metrics(self, records: Sequence[dict[str, Any]]) -> None:
+        """Makes metrics.jsonl hold these lines and no others."""
+        text = "".join(map(_line, records))
+        if text or self.has_metrics:
+            self._write("metrics.jsonl", text)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Adds a line to metrics.jsonl and sees it to the disk."""
-        line = json.dumps(record, allow_nan=False) + "\n"
-        with open(self.path / "metrics.jsonl", "a") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        """Adds a line to metrics.jsonl and sees it to the disk; a part of a line never stays."""
+        line = _line(record)
+        with open(self.path / "metrics.jsonl", "ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                file.write(line.encode())
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(before)
+                raise
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes summary.json."""
-        self._write("summary.json", summary)
+        self._write("summary.json", json.dumps(summary, indent=2) + "\n")
 
-    def _write(self, name: str, content: dict[str, Any]) -> None:
+    def remove_summary(self) -> None:
+        """Removes summary.json: there is more to come."""
+        (self.path / "summary.json").unlink(missing_ok=True)
+
+    def _write(self, name: str, text: str) -> None:
         partial = self.path / f"{name}.partial"
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(partial, self.path / name)
+        try:
+            with open(partial, "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, self.path / name)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise _unusable(str(self.path), error) from None
 
 
 def versions() -> dict[str, str]:
@@ -57,20 +106,87 @@ def versions() -> dict[str, str]:
     }
 
 
-def check_workdir(path: str) -> None:
-    """Checks, before there is anything to write, that `path` can become a run's folder.
+def check_workdir(path: str, config: dict[str, Any]) -> None:
+    """Checks, before there is anything to write, that a run of `config` can go on in `path`.
 
     Raises:
-      UserError: it holds a run already, or it or the folder to make it in cannot be written.
+      UserError: it holds a run of another configuration, or it or the folder to make it in cannot
+        be written.
     """
     folder = pathlib.Path(path or "runs").expanduser()
-    if path and (folder / "config.json").exists():
-        raise UserError(f"--workdir={folder} holds a run already; allowed: a new folder")
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not existing.is_dir():
-        raise UserError(f"--workdir={folder}: {existing} is not a folder; allowed: a new folder")
+        raise UserError(f"--workdir={folder}: {existing} is not a folder; allowed: a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--workdir={folder}: {existing} cannot be written")
+    before = _read_config(folder) if path else None
+    if before is not None:
+        _check_same(folder, before, _as_json(config))
+
+
+def _check_same(folder: pathlib.Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    before, now = flatten(before), flatten(now)
+    differing = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    epochs = before.get("num_epochs")
+    extends = isinstance(epochs, int) and 0 < epochs < now["num_epochs"]
+    if differing and not (extends and differing == ["num_epochs"]):
+        fields = ", ".join(
+            f"config.{name}={before.get(name)!r} (now {now.get(name)!r})" for name in differing
+        )
+        raise UserError(
+            f"--workdir={folder} holds a run with {fields}; allowed: the same configuration, "
+            "or a larger config.num_epochs, or a new folder"
+        )
+
+
+def _read_config(folder: pathlib.Path) -> dict[str, Any] | None:
+    """What config.json holds; None if there is none."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # of the system, of JSON or of UTF-8
+        raise UserError(f"{path} cannot be read: {error}; allowed: a new folder") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is not a run's configuration; allowed: a new folder")
+    return config
+
+
+def _as_json(config: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(config))
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
+
+
+def _unusable(path: str, error: OSError) -> UserError:
+    return UserError(f"--workdir={path or 'runs'}: {error.strerror}")
+
+
+def _lock(folder: pathlib.Path) -> Any:
+    """Takes the folder's lock, which the system gives back when this process ends, however it does.
+
+    Raises:
+      UserError: another process has it.
+    """
+    if fcntl is None:
+        return None
+    # Open for as long as the process runs.
+    file = open(folder / ".lock", "a+")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        raise UserError(
+            f"--workdir={folder} is in use by {owner}; allowed: another folder, or to wait"
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
+    return file
 
 
 def _make(path: str) -> pathlib.Path:

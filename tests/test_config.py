@@ -35,6 +35,7 @@ BAD = {
     "optimizer.eps": [0.0],
     "optimizer.weight_decay": [-1e-5],
     "optimizer.decoupled": ["yes"],
+    "checkpoint.keep": [0, 2.5],
     "wandb.mode": ["on"],
     "wandb.project": [""],
     "wandb.entity": [3],

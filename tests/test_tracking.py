@@ -33,7 +33,7 @@ def start(tiny_config, tmp_path, monkeypatch):
     def start(**wandb_fields) -> Tracker:
         tiny_config.wandb.update({"mode": "offline", **wandb_fields})
         extra = {"data_source": "sample"}
-        return Tracker(tiny_config, str(tmp_path), "a-name", extra, ["sample"], said.append)
+        return Tracker(tiny_config, str(tmp_path), "anid", "a-name", extra, ["sample"], said.append)
 
     start.said = said
     return start
@@ -53,6 +53,7 @@ def test_an_offline_run_holds_everything(start, tmp_path):
     written = OfflineRun(tmp_path)
     assert written.run.project == "p"
     assert written.run.display_name == "a-name"
+    assert written.run.run_id == "anid"
     assert written.run.run_group == "g"
     assert sorted(written.run.tags) == ["sample", "x", "y", "z"]
     assert written.config["data_source"] == "sample"
@@ -94,7 +95,7 @@ tracking._INIT_SECONDS = 3
 config = default.get_config()
 config.wandb.mode = "online"
 started = time.monotonic()
-tracker = tracking.Tracker(config, {str(tmp_path)!r}, "n", {{}}, [], print)
+tracker = tracking.Tracker(config, {str(tmp_path)!r}, "anid", "n", {{}}, [], print)
 tracker.log_steps(1, [0.5], [0.5])
 assert time.monotonic() - started < 1
 log_a_run(tracker)
@@ -121,7 +122,7 @@ from configs import default
 tracking._FINISH_SECONDS = 2
 config = default.get_config()
 config.wandb.mode = "offline"
-tracker = tracking.Tracker(config, {str(tmp_path)!r}, "n", {{}}, [], print)
+tracker = tracking.Tracker(config, {str(tmp_path)!r}, "anid", "n", {{}}, [], print)
 while tracker._run is None:
     time.sleep(0.1)
 services = [p for p in psutil.Process().children(recursive=True) if "wandb" in p.name()]
@@ -150,7 +151,7 @@ from mnist_flax.tracking import Tracker
 from configs import default
 config = default.get_config()
 config.wandb.mode = "disabled"
-tracker = Tracker(config, {str(tmp_path)!r}, "n", {{}}, [], print)
+tracker = Tracker(config, {str(tmp_path)!r}, "anid", "n", {{}}, [], print)
 tracker.log_steps(1, [0.5], [0.5])
 tracker.finish({{}})
 assert "wandb" not in sys.modules

@@ -10,6 +10,7 @@ import pytest
 from configs import default
 from mnist_flax import conv, data
 from mnist_flax import trainer as trainer_lib
+from mnist_flax.model import create_model
 from mnist_flax.step import shuffle
 from mnist_flax.trainer import Trainer
 
@@ -55,7 +56,7 @@ def test_an_epoch_is_plain_steps_over_the_shuffled_images(tiny_config):
     trainer = Trainer(tiny_config, dataset)
     initial = jax.tree.map(np.asarray, trainer.state.variables)
     order = shuffle(trainer.state.key, 1, 80)
-    apply_fn, tx = trainer.state.apply_fn, trainer.state.tx
+    apply_fn, tx = create_model(tiny_config.model).apply, trainer.state.tx
     metrics = trainer.train_epoch(1, Counter())
 
     params, batch_stats = initial["params"], initial["batch_stats"]

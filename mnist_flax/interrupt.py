@@ -1,0 +1,71 @@
+"""SIGTERM, which a preemption sends, and Ctrl-C: when they stop a run, and how it says so."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_NOTICE = b"\nstopping as soon as what is finished is on the disk; Ctrl-C stops at once\n"
+
+
+class Interrupted(BaseException):
+    """A signal asked the process to stop; its exit status is `128 + number`, as shells count.
+
+    Not an `Exception`, as `KeyboardInterrupt` is none: whoever handles errors lets it pass.
+
+    Args:
+      number: the signal's.
+      progress: how far the run has come, as in 'after epoch 3 of 20'.
+      workdir: where it can go on; empty if there is nothing yet.
+    """
+
+    def __init__(self, number: int, progress: str = "", workdir: str = ""):
+        super().__init__(f"stopped by {signal.Signals(number).name} {progress}".rstrip())
+        self.number = number
+        self.status = 128 + number
+        self.workdir = workdir
+
+
+class _Received:
+    """What has come so far, and whether it waits for `check`."""
+
+    number = 0
+    deferred = False
+
+
+def install() -> None:
+    """Has the signals raise `Interrupted` from now on, or wait for `check` in `deferred`.
+
+    Ctrl-C ends the process at once if it was asked to stop before.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, _receive)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """While it lasts, a signal waits for the next `check`."""
+    _Received.deferred = True
+    try:
+        yield
+    finally:
+        _Received.deferred = False
+
+
+def received() -> int:
+    """The number of the signal that came first; 0 if none did."""
+    return _Received.number
+
+
+def _receive(number: int, frame: FrameType | None) -> None:
+    del frame
+    if _Received.number:
+        if number == signal.SIGINT:
+            os._exit(128 + number)
+        return  # some senders repeat SIGTERM
+    _Received.number = number
+    if not _Received.deferred:
+        raise Interrupted(number)
+    os.write(2, _NOTICE)  # not print, in whose midst the signal may have come

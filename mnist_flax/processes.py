@@ -1,0 +1,130 @@
+"""The processes of a run, one a host: how they find each other, and how they agree.
+
+JAX's own multi-controller runtime: every process runs the same program, and what they compute
+together they must all start in the same order.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mnist_flax.errors import LostProcess, UserError
+
+# After which a process that is no longer heard of, stopped or cut off, ends all others.
+_HEARTBEAT_SECONDS = 30
+_MESSAGE_BYTES = 2_000
+
+
+def initialize(
+    coordinator_address: str = "", num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Joins the other processes, where there are any; before anything is asked of a device.
+
+    Args:
+      coordinator_address: 'host:port' of process 0; empty where JAX finds the others by itself
+        (a TPU pod slice, Slurm, Kubernetes), or where there are none.
+      num_processes: how many there are.
+      process_id: which this one is, from 0.
+
+    Raises:
+      UserError: one of the three is missing or wrong, or process 0 does not answer.
+    """
+    given = (coordinator_address, num_processes, process_id)
+    if coordinator_address or given[1:] != (None, None):
+        _check(*given)
+    # Signals are `interrupt`'s.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            coordinator_address or None,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_HEARTBEAT_SECONDS,
+        )
+    except ValueError as error:
+        if "coordinator_address" not in str(error):
+            raise
+        # No cluster: this process is the only one.
+    except RuntimeError as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"the other processes cannot be joined: {first}") from None
+
+
+def _check(address: str, num_processes: int | None, process_id: int | None) -> None:
+    if not address or num_processes is None or process_id is None:
+        raise UserError(
+            "--coordinator_address, --num_processes and --process_id go together; "
+            "allowed: all three or none"
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise UserError(f"--coordinator_address={address} is not allowed; allowed: HOST:PORT")
+    if not 0 <= process_id < num_processes:
+        raise UserError(
+            f"--process_id={process_id} is not allowed; allowed: from 0 to below "
+            f"--num_processes={num_processes}"
+        )
+
+
+def is_main() -> bool:
+    """Whether this is process 0, which alone writes, tracks and draws."""
+    return jax.process_index() == 0
+
+
+def gather(text: str) -> list[str]:
+    """What every process says, by process; cut off after 2,000 bytes."""
+    if jax.process_count() == 1:
+        return [text]
+    message = np.zeros(_MESSAGE_BYTES, np.uint8)
+    encoded = text.encode()[:_MESSAGE_BYTES]
+    message[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    rows = multihost_utils.process_allgather(message)
+    return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows]
+
+
+def largest(number: int) -> int:
+    """The largest that any process says."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.int32(number)).max())
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """Where this process fails because another did, or is gone, it raises `LostProcess`."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        first = str(error).splitlines()[0]
+        raise LostProcess(f"another process of the run failed or is gone ({first})") from error
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What fails on one process, with a `UserError`, fails on all."""
+    error = ""
+    try:
+        yield
+    except UserError as raised:
+        error = str(raised)
+    for message in gather(error):
+        if message:
+            raise UserError(message)
+
+
+def check_same(text: str, what: str) -> None:
+    """Checks that all processes have the same.
+
+    Raises:
+      UserError: names the first that differs from process 0, and what is meant.
+    """
+    texts = gather(text)
+    for process, other in enumerate(texts):
+        if other != texts[0]:
+            raise UserError(f"process {process} has another {what} than process 0")
