@@ -73,12 +73,10 @@ class Checkpoints:
                 _put_aside(other)
             return state, history
         if must_exist or any((path / _DIGESTS).exists() for path in damaged):
-            reasons = [f"{path.name}: {reason}" for path, reason in damaged.items()] or [
-                "none left"
-            ]
+            reasons = "; ".join(f"{path.name}: {reason}" for path, reason in damaged.items())
             raise UserError(
-                f"no checkpoint in {self._folder} can be read ({'; '.join(reasons)}); allowed: to "
-                "put a good one back, or a new --workdir"
+                f"no checkpoint in {self._folder} can be read ({reasons or 'there is none'}); "
+                "allowed: to put a good one back, or a new --workdir"
             )
         for path in damaged:  # the process ended while it wrote the first
             _put_aside(path)
@@ -231,8 +229,7 @@ def _read(path: pathlib.Path, like: TrainState, steps_per_epoch: int) -> tuple[T
 
 def _write_digests(folder: pathlib.Path) -> None:
     """Writes the files' SHA-256, as `sha256sum` does; from then on the checkpoint is complete."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = [f"{_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
+    lines = [f"{_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
     partial = folder / f"{_DIGESTS}.partial"
     with open(partial, "w") as file:
         file.writelines(lines)
@@ -245,12 +242,19 @@ def _check_digests(folder: pathlib.Path) -> None:
     """Raises ValueError or OSError unless all files are as they were written."""
     if not (folder / _DIGESTS).is_file():
         raise ValueError(f"{_DIGESTS} is missing")
-    for line in (folder / _DIGESTS).read_text().splitlines():
-        digest, _, name = line.partition("  ")
+    lines = (folder / _DIGESTS).read_text().splitlines()
+    digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for name, digest in digests.items():
         if not (folder / name).is_file():
             raise ValueError(f"{name} is missing")
         if _digest(folder / name) != digest:
             raise ValueError(f"{name} is not as it was written")
+    if {*digests, _DIGESTS} != {path.relative_to(folder).as_posix() for path in _files(folder)}:
+        raise ValueError(f"{_DIGESTS} does not list all files")
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _digest(path: pathlib.Path) -> str:
