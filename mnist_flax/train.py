@@ -123,7 +123,9 @@ class _Run:
         self._report: Report | None = None
         run_id = processes.gather(secrets.token_hex(4))[0]
         with processes.together():
-            self._history = self._restore(folder) or History(run_id, dataset.title)
+            restored = self._restore(folder)
+            self._is_new = restored is None
+            self._history = restored or History(run_id, dataset.title)
             self._saved_epochs = self._history.epoch
             was_trained = self._history.epoch >= config.num_epochs
             self._was_finished = folder is not None and was_trained and folder.is_finished
@@ -164,8 +166,8 @@ class _Run:
         return history
 
     def _create_report(self, folder: Workdir) -> Report:
-        if folder.is_finished and not self._was_finished:
-            folder.remove_summary()
+        if not self._was_finished:
+            folder.reopen()
         report = Report(
             self._config,
             folder,
@@ -189,7 +191,7 @@ class _Run:
     def _train(self) -> evaluate.Evaluation:
         """Trains the epochs that are left; returns the last one's results on the test set."""
         test = None
-        if not self._history.epoch:
+        if self._is_new:
             # So that a run broken off in its first epoch goes on under the same name in W&B.
             self._save(lambda: None)
         for epoch in range(self._history.epoch + 1, self._config.num_epochs + 1):

@@ -45,8 +45,9 @@ class Workdir:
             check_workdir(str(self.path), config)  # again: another run may have been here first
             self.figures = self.path / "figures"
             self.figures.mkdir(exist_ok=True)
-            if _read_config(self.path) != _as_json(config):
-                self._write("config.json", json.dumps(config, indent=2) + "\n")
+            self._config = json.dumps(config, indent=2) + "\n"
+            if _read_config(self.path) is None:
+                self._write("config.json", self._config)
         except OSError as error:
             raise _unusable(path, error) from None
 
@@ -82,8 +83,9 @@ class Workdir:
         """Writes summary.json."""
         self._write("summary.json", json.dumps(summary, indent=2) + "\n")
 
-    def remove_summary(self) -> None:
-        """Removes summary.json: there is more to come."""
+    def reopen(self) -> None:
+        """There are epochs to come: config.json says how many, and summary.json goes."""
+        self._write("config.json", self._config)
         (self.path / "summary.json").unlink(missing_ok=True)
 
     def _write(self, name: str, text: str) -> None:

@@ -21,8 +21,8 @@ import pytest  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from configs import default  # noqa: E402
+from tests.runs import ROOT, environment  # noqa: E402
 
-ROOT = pathlib.Path(__file__).parents[1]
 # The four IDX files of MNIST; elsewhere than beside the project, set MNIST_DIR.
 MNIST_DIR = pathlib.Path(os.environ.get("MNIST_DIR", ROOT.parent / "shared" / "mnist"))
 
@@ -59,17 +59,10 @@ def run_main() -> Callable[..., subprocess.CompletedProcess]:
     def run(
         *arguments: str, cwd: pathlib.Path = ROOT, timeout: float = 300, **env: str
     ) -> subprocess.CompletedProcess:
-        # Port 9 (discard) refuses at once: what a machine without a way out sees.
-        closed = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https")}
-        clean = {
-            k: v
-            for k, v in os.environ.items()
-            if not k.upper().startswith("WANDB_") and k != "XLA_FLAGS"
-        }
         return subprocess.run(
             [sys.executable, str(ROOT / "main.py"), *arguments],
             cwd=cwd,
-            env={**clean, "NETRC": os.devnull, "JAX_PLATFORMS": "cpu", **closed, **env},
+            env=environment(**env),
             capture_output=True,
             text=True,
             timeout=timeout,

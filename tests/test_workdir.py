@@ -44,23 +44,23 @@ def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch
     ]
 
 
-def test_a_used_folder_is_refused(tmp_path):
+def test_a_folder_of_another_run_is_refused(tmp_path):
     Workdir(str(tmp_path), {"seed": 1})
-    with pytest.raises(UserError, match="holds a run already; allowed: a new folder"):
+    with pytest.raises(UserError, match=r"config.seed=1 \(now 2\); allowed: the same conf"):
         Workdir(str(tmp_path), {"seed": 2})
     assert json.loads((tmp_path / "config.json").read_text()) == {"seed": 1}
 
 
 def test_checking_makes_nothing(tmp_path):
-    check_workdir(str(tmp_path / "new" / "folder"))
+    check_workdir(str(tmp_path / "new" / "folder"), {})
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file is not a folder"):
-        check_workdir(str(tmp_path / "file" / "run"))
+        check_workdir(str(tmp_path / "file" / "run"), {})
 
 
 def test_an_unwritable_folder_is_refused(tmp_path, monkeypatch):
     # Root may write anywhere, so what the system says is stood in for.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match="cannot be written"):
-        check_workdir(str(tmp_path / "run"))
+        check_workdir(str(tmp_path / "run"), {})

@@ -1,0 +1,155 @@
+"""Real runs of the command: how tests start them, and what they compare of them."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+ROOT = pathlib.Path(__file__).parents[1]
+# A run of seconds: its numbers mean nothing, but they must be the same again.
+TINY = (
+    f"--config={ROOT}/configs/quick.py",
+    "--config.dataset.source=sample",
+    "--config.wandb.mode=disabled",
+    "--config.model.channels=((4,),(8,))",
+    "--config.model.kernel_sizes=((5,),(3,))",
+    "--config.batch_size=256",
+    "--config.optimizer.learning_rate=0.02",
+    "--config.num_epochs=4",
+)
+TIMES = ("seconds", "images_per_second", "compile_seconds", "train_seconds")
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """A machine without a way out, a W&B login or an accelerator."""
+    # Port 9 (discard) refuses at once.
+    closed = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https")}
+    clean = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.upper().startswith("WANDB_") and k != "XLA_FLAGS"
+    }
+    fixed = {"NETRC": os.devnull, "JAX_PLATFORMS": "cpu", "no_proxy": "127.0.0.1"}
+    return {**clean, **fixed, **closed, **changes}
+
+
+class Run(subprocess.Popen):
+    """`python main.py ARGUMENTS`, going on; its output is in a file.
+
+    Attributes:
+      log: the file.
+    """
+
+    def __init__(
+        self, log: pathlib.Path, *arguments: str, prefix: tuple[str, ...] = (), **env: str
+    ) -> None:
+        self.log = log
+        with open(log, "wb") as file:
+            super().__init__(
+                [*prefix, sys.executable, str(ROOT / "main.py"), *arguments],
+                cwd=ROOT,
+                env=environment(**env),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait_until(self, reached: Callable[[], Any], seconds: float = 120) -> None:
+        """Waits for a moment of the run; fails if it ends before or takes too long."""
+        deadline = time.monotonic() + seconds
+        while not reached():
+            assert self.poll() is None, f"ended with {self.returncode}:\n{self.output}"
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.005)
+
+    def wait_for(self, text: str, seconds: float = 120) -> None:
+        """Waits for text in the output."""
+        self.wait_until(lambda: text in self.output, seconds)
+
+
+@contextlib.contextmanager
+def going_on(log: pathlib.Path, *arguments: str, **options: Any) -> Iterator[Run]:
+    """A run that does not outlive the block."""
+    run = Run(log, *arguments, **options)
+    try:
+        yield run
+    finally:
+        run.kill()
+        run.wait()
+
+
+def records(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, times aside."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+
+def summary(workdir: pathlib.Path) -> dict[str, Any]:
+    """summary.json, times aside."""
+    content = json.loads((workdir / "summary.json").read_text())
+    return {k: v for k, v in content.items() if k not in TIMES}
+
+
+def epochs(workdir: pathlib.Path) -> list[int]:
+    """The epochs that have checkpoints."""
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal())
+
+
+def arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    """All arrays of the last checkpoint by name, read with Orbax alone."""
+    path = (workdir / "checkpoints" / str(epochs(workdir)[-1]) / "arrays").absolute()
+    found: dict[str, np.ndarray] = {}
+
+    def collect(name: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                collect(f"{name}/{key}", inner)
+        elif isinstance(value, list | tuple):
+            for index, inner in enumerate(value):
+                collect(f"{name}/{index}", inner)
+        elif value is not None:
+            if str(getattr(value, "dtype", "")).startswith("key"):
+                import jax
+
+                value = jax.random.key_data(value)
+            found[name] = np.asarray(value)
+
+    collect("", ocp.StandardCheckpointer().restore(path))
+    return found
+
+
+def assert_same_run(ours: pathlib.Path, theirs: pathlib.Path) -> None:
+    """Asserts that two finished runs are the same, bit for bit."""
+    assert records(ours) == records(theirs)
+    assert summary(ours) == summary(theirs)
+    mine, other = arrays(ours), arrays(theirs)
+    assert mine.keys() == other.keys() and len(mine) > 10
+    for name in mine:
+        np.testing.assert_array_equal(mine[name], other[name], err_msg=name)
+
+
+def files(folder: pathlib.Path) -> dict[str, bytes]:
+    """What is in a folder, the lock aside."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def copy(workdir: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
+    shutil.copytree(workdir, to)
+    return to

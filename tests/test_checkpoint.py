@@ -1,0 +1,197 @@
+import dataclasses
+import random
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnist_flax.checkpoint import Checkpoints
+from mnist_flax.errors import UserError
+from mnist_flax.history import History
+from mnist_flax.step import create_state
+
+STEPS = 3  # an epoch
+
+
+def record(epoch, accuracy):
+    return {"epoch": epoch, "step": epoch * STEPS, "test/loss": 1 / 3, "test/accuracy": accuracy}
+
+
+def histories(*accuracies):
+    """A history before the first epoch and after each."""
+    found = [History("run", "digits")]
+    for epoch, accuracy in enumerate(accuracies, 1):
+        losses = np.random.default_rng(epoch).random(STEPS, np.float32)
+        found.append(found[-1].extended(record(epoch, accuracy), losses, losses / 3))
+    return found
+
+
+def plain(leaf):
+    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+
+def assert_same(ours, theirs):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert mine.dtype == other.dtype
+        np.testing.assert_array_equal(plain(mine), plain(other))
+
+
+def like(state):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+
+def save(folder, state, *accuracies, keep=2):
+    checkpoints = Checkpoints(folder, keep)
+    saved = []
+    for history in histories(*accuracies):
+        checkpoints.save(state, history, lambda: saved.append(1))
+    checkpoints.wait()
+    assert len(saved) == len(accuracies) + 1
+    return history
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def state(tiny_config):
+    return create_state(tiny_config, STEPS)
+
+
+@pytest.mark.parametrize(("norm", "decoupled"), [("batch", False), ("none", True), ("layer", True)])
+def test_what_is_saved_is_restored(tiny_config, tmp_path, norm, decoupled):
+    tiny_config.model.norm = norm
+    tiny_config.optimizer.decoupled = decoupled
+    state = create_state(tiny_config, STEPS).replace(step=jnp.int32(6))
+    history = save(tmp_path / "c", state, 0.5, 0.75)
+    restored, past = Checkpoints(tmp_path / "c", 2).restore(like(state), STEPS, True, print)
+    assert_same(restored, state)
+    assert restored.key.sharding == state.key.sharding
+    for field in dataclasses.fields(history):
+        np.testing.assert_array_equal(getattr(past, field.name), getattr(history, field.name))
+    assert past.losses.dtype == np.float32 and past.epoch == 2 and past.best["epoch"] == 2
+
+
+def test_before_the_first_epoch_there_is_a_state_too(state, tmp_path):
+    save(tmp_path, state)
+    restored, past = Checkpoints(tmp_path, 2).restore(like(state), STEPS, False, print)
+    assert_same(restored, state)
+    assert past.epoch == 0 and past.best is None and past.run_id == "run"
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "keep", "kept"),
+    [
+        ((0.1, 0.9, 0.3, 0.4, 0.5), 2, ["2", "4", "5"]),
+        ((0.1, 0.9, 0.3, 0.4, 0.9), 1, ["2", "5"]),  # the first of two as good
+        ((0.1, 0.2, 0.3, 0.4, 0.5), 2, ["4", "5"]),
+    ],
+)
+def test_the_newest_and_the_best_are_kept(state, tmp_path, accuracies, keep, kept):
+    save(tmp_path, state, *accuracies, keep=keep)
+    assert names(tmp_path) == kept
+
+
+def test_best_is_by_validation_where_there_is_any():
+    records = [
+        {"epoch": 1, "validation/accuracy": 0.9, "test/accuracy": 0.1},
+        {"epoch": 2, "validation/accuracy": 0.8, "test/accuracy": 0.2},
+    ]
+    assert History("", "", tuple(records)).best["epoch"] == 1
+
+
+def test_it_is_complete_when_it_is_said_to_be(state, tmp_path):
+    first, history = histories(0.5)
+    checkpoints = Checkpoints(tmp_path, 2)
+    found = []
+
+    def on_saved():
+        found.append(Checkpoints(tmp_path, 2).restore(like(state), STEPS, True, print)[1].epoch)
+
+    checkpoints.save(state, first, lambda: None)
+    checkpoints.save(state, history, on_saved)
+    checkpoints.wait()
+    assert found == [1]
+
+
+def test_any_damaged_file_is_noticed(state, tmp_path):
+    """Each file of the newest in turn: a flipped bit, cut off, emptied, or gone."""
+    chance = random.Random(0)
+    whole = tmp_path / "whole"
+    save(whole, state, 0.5, 0.75)
+    files = [path.relative_to(whole) for path in (whole / "2").rglob("*") if path.is_file()]
+    assert len(files) > 10
+    kinds = [("flip", "cut", "empty", "gone")[index % 4] for index in range(len(files))]
+    for name, kind in zip(files, kinds, strict=True):
+        folder = tmp_path / "damaged"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(whole, folder)
+        content = bytearray((folder / name).read_bytes())
+        if kind == "gone":
+            (folder / name).unlink()
+        else:
+            content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+            half = len(content) // 2
+            (folder / name).write_bytes(
+                {"flip": content, "cut": content[:half], "empty": b""}[kind]
+            )
+        said = []
+        restored, past = Checkpoints(folder, 2).restore(like(state), STEPS, True, said.append)
+        assert past.epoch == 1, (name, kind)
+        assert_same(restored, state)
+        assert len(said) == 1 and said[0].startswith(
+            f"warning: the checkpoint {folder}/2 is damaged: "
+        )
+        # Nothing is thrown away, and the place is free for the epoch to be saved again.
+        assert names(folder) == ["1", "2.damaged"]
+
+
+def test_none_that_can_be_read_is_an_error(state, tmp_path):
+    save(tmp_path, state, 0.5, 0.75)
+    for epoch in ("1", "2"):
+        (tmp_path / epoch / "details" / "metadata").unlink()
+    with pytest.raises(
+        UserError, match=r"no checkpoint in .* can be read \(2: details/metadata is"
+    ):
+        Checkpoints(tmp_path, 2).restore(like(state), STEPS, False, print)
+    assert names(tmp_path) == ["1", "2"]
+
+
+def test_no_checkpoint_though_an_epoch_was_finished_is_an_error(state, tmp_path):
+    with pytest.raises(UserError, match="there is none"):
+        Checkpoints(tmp_path / "c", 2).restore(like(state), STEPS, True, print)
+    assert Checkpoints(tmp_path / "c", 2).restore(like(state), STEPS, False, print) is None
+
+
+def test_a_first_one_broken_off_is_no_damage(state, tmp_path):
+    save(tmp_path, state)
+    (tmp_path / "0" / "files.sha256").unlink()
+    said = []
+    assert Checkpoints(tmp_path, 2).restore(like(state), STEPS, False, said.append) is None
+    assert said == []
+    save(tmp_path, state, 0.5)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's
+def test_another_network_does_not_fit(state, tiny_config, tmp_path):
+    save(tmp_path, state, 0.5)
+    tiny_config.model.channels = ((4,), (16,))
+    other = create_state(tiny_config, STEPS)
+    with pytest.raises(UserError, match="no checkpoint in"):
+        Checkpoints(tmp_path, 2).restore(like(other), STEPS, True, print)
+
+
+def test_what_cannot_be_written_is_said(state, tmp_path):
+    (tmp_path / "file").write_text("")
+    checkpoints = Checkpoints(tmp_path / "file" / "checkpoints", 2)
+    checkpoints.save(state, *histories(), lambda: None)
+    with pytest.raises(UserError, match=r"epoch 0 cannot be saved in .*Not a directory"):
+        checkpoints.wait()
+    checkpoints.wait()  # it is said once

@@ -1,0 +1,134 @@
+"""Faults of the machine around a run: real ones."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from tests.runs import ROOT, TINY, assert_same_run, environment, epochs, going_on, records, summary
+
+# A user's own mounts: a small disk, and one that cannot be written.
+NAMESPACE = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+
+
+@pytest.fixture
+def in_namespace(tmp_path):
+    """Runs a script that may mount; `$run` in it is the command, `$dir` an empty folder."""
+    ask = [*NAMESPACE, f"mount -t tmpfs none {tmp_path}"]
+    if not shutil.which("unshare") or subprocess.run(ask, capture_output=True).returncode:
+        pytest.skip("this system lets nobody mount a file system of their own")
+    folder = tmp_path / "dir"
+    folder.mkdir()
+
+    def run(script):
+        command = f"{sys.executable} {ROOT}/main.py " + " ".join(f"'{a}'" for a in TINY)
+        env = environment(run=command, dir=str(folder), out=str(tmp_path))
+        return subprocess.run(
+            [*NAMESPACE, script], env=env, cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
+
+    return run
+
+
+def test_a_full_disk_is_said_and_costs_nothing(in_namespace, run_main, tmp_path):
+    """It fills up in the second epoch; with room again, the run goes on."""
+    done = in_namespace("""
+        mount -t tmpfs -o size=16m none $dir
+        (until grep -q 'epoch 1/4' $out/log; do sleep 0.02; done
+         dd if=/dev/zero of=$dir/fill bs=4k 2>$out/dd) &
+        $run --workdir=$dir/run >$out/log 2>$out/err
+        echo status $?
+        cp -r $dir/run $out/full
+        rm $dir/fill
+        $run --workdir=$dir/run >$out/log2 2>&1
+        echo status $?
+        cp -r $dir/run $out/after
+    """)
+    assert done.stdout.splitlines() == ["status 2", "status 0"], done.stderr
+    assert "No space left on device" in (tmp_path / "dd").read_text()
+    (line,) = (tmp_path / "err").read_text().splitlines()
+    full = tmp_path / "full"
+    reached = len(records(full))
+    assert line.startswith(f"error: epoch {reached + 1} cannot be saved in {tmp_path}/dir/run: ")
+    assert "No space left on device" in line
+    assert 1 <= reached < 4 and reached in epochs(full)
+    assert f"Going on after epoch {reached} of 4" in (tmp_path / "log2").read_text()
+    whole = tmp_path / "whole"
+    run_main(*TINY, f"--workdir={whole}")
+    assert_same_run(tmp_path / "after", whole)
+
+
+def test_a_folder_that_cannot_be_written_is_said(in_namespace):
+    done = in_namespace("""
+        mount -t tmpfs -o ro none $dir
+        $run --workdir=$dir/run
+        echo status $?
+    """)
+    assert done.stdout == "status 2\n"
+    folder = next(word for word in done.stderr.split() if word.startswith("--workdir="))
+    assert done.stderr == f"error: {folder} {folder[10:-5]} cannot be written\n"
+
+
+@pytest.mark.skipif(
+    hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write everywhere"
+)
+def test_a_folder_of_somebody_else_is_said(run_main, tmp_path):
+    tmp_path.chmod(0o500)
+    done = run_main(*TINY, f"--workdir={tmp_path}/run")
+    tmp_path.chmod(0o700)
+    assert done.returncode == 2
+    assert done.stderr == f"error: --workdir={tmp_path}/run: {tmp_path} cannot be written\n"
+
+
+def test_wandb_dies_in_mid_run(tmp_path):
+    """Its service is killed; the run goes on and says so once."""
+    arguments = (*TINY, "--config.wandb.mode=offline", f"--workdir={tmp_path}/run")
+    with going_on(tmp_path / "log", *arguments) as run:
+        run.wait_for("epoch 1/4")
+        services = [
+            child
+            for child in psutil.Process(run.pid).children(recursive=True)
+            if "wandb" in child.name()
+        ]
+        assert services
+        for service in services:
+            service.kill()
+        assert run.wait(60) == 0, run.output
+    assert len([line for line in run.output.splitlines() if line.startswith("W&B")]) == 1
+    assert "Traceback" not in run.output
+    assert [record["epoch"] for record in records(tmp_path / "run")] == [1, 2, 3, 4]
+    assert summary(tmp_path / "run")["step"] == 64
+
+
+@contextlib.contextmanager
+def endpoint(kind):
+    """A W&B address on loopback that refuses, or that takes requests and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if kind == "stalls":
+            listener.listen(64)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["refuses", "stalls"])
+def test_a_wandb_server_that(kind, tmp_path, run_main):
+    """Half a minute is what W&B is given to connect, beside the training."""
+    with endpoint(kind) as url:
+        done = run_main(
+            *TINY,
+            "--config.wandb.mode=online",
+            f"--workdir={tmp_path}/run",
+            WANDB_BASE_URL=url,
+            WANDB_API_KEY="a" * 40,
+        )
+    assert done.returncode == 0, done.stderr
+    assert "no connection" in done.stdout and "wandb sync" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert [record["epoch"] for record in records(tmp_path / "run")] == [1, 2, 3, 4]
+    assert (tmp_path / "run" / "summary.json").exists()

@@ -1,0 +1,178 @@
+"""Two real processes on loopback, as on two hosts."""
+
+import contextlib
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from tests.runs import TINY, Run, arrays, epochs, going_on, records
+
+SMOOTH = (*TINY, "--config.num_epochs=2", "--config.optimizer.eps=0.1")  # see test_mesh
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def pair(folder, *arguments, other=(), **env):
+    """Both processes of a run, process 0 first."""
+    port = free_port()
+    cluster = (f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2")
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                going_on(
+                    folder / f"log{process}",
+                    *arguments,
+                    *(other if process else ()),
+                    *cluster,
+                    f"--process_id={process}",
+                    **env,
+                )
+            )
+            for process in (0, 1)
+        ]
+
+
+def finish(runs: list[Run]) -> list[str]:
+    for run in runs:
+        assert run.wait(120) == 0, run.output
+        assert "Traceback" not in run.output
+    return [run.output for run in runs]
+
+
+def assert_close(ours, theirs):
+    for mine, other in zip(records(ours), records(theirs), strict=True):
+        for name in mine:
+            np.testing.assert_allclose(mine[name], other[name], rtol=2e-5, err_msg=name)
+    mine, other = arrays(ours), arrays(theirs)
+    for name in mine:
+        scale = np.abs(other[name]).max()
+        np.testing.assert_allclose(mine[name], other[name], atol=2e-5 * scale, err_msg=name)
+
+
+def test_two_processes_are_one_with_two_devices(run_main, tmp_path):
+    """And either goes on with what the other has saved."""
+    two_devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    done = run_main(*SMOOTH, f"--workdir={alone}", **two_devices)
+    assert done.returncode == 0, done.stderr
+    with pair(tmp_path, *SMOOTH, f"--workdir={both}") as runs:
+        said, silent = finish(runs)
+    assert "Devices: 2 cpu in 2 processes" in said
+    assert "epoch" not in silent and str(both) not in silent
+    assert_close(both, alone)
+
+    more = (*SMOOTH, "--config.num_epochs=3")
+    done = run_main(*more, f"--workdir={both}", **two_devices)
+    assert "Going on after epoch 2 of 3" in done.stdout, done.stderr
+    # Slurm says who is who: JAX finds it by itself.
+    slurm = {
+        "SLURM_JOB_ID": str(free_port()),  # the coordinator's port follows from it
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+    }
+    with contextlib.ExitStack() as stack:
+        runs = [
+            stack.enter_context(
+                going_on(
+                    tmp_path / f"slurm{task}",
+                    *more,
+                    f"--workdir={alone}",
+                    **slurm,
+                    SLURM_PROCID=str(task),
+                    SLURM_LOCALID=str(task),
+                )
+            )
+            for task in (0, 1)
+        ]
+        said, _ = finish(runs)
+    assert "Going on after epoch 2 of 3" in said
+    assert_close(both, alone)
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_when_one_is_killed_the_other_ends_and_the_pair_goes_on(tmp_path, killed):
+    workdir = tmp_path / "run"
+    arguments = (*TINY, f"--workdir={workdir}")
+    with pair(tmp_path, *arguments) as runs:
+        runs[0].wait_for("epoch 1/4")
+        runs[killed].kill()
+        started = time.monotonic()
+        other = runs[1 - killed]
+        assert other.wait(60) != 0
+        assert time.monotonic() - started < 60
+    # JAX's own words where it notices before our process does.
+    assert (
+        "another process of the run failed or is gone" in other.output
+        or "another task died" in other.output
+    )
+    reached = epochs(workdir)[-1]
+    assert 1 <= reached < 4
+    with pair(tmp_path, *arguments) as runs:
+        said, _ = finish(runs)
+    assert f"Going on after epoch {reached} of 4" in said
+    assert [record["epoch"] for record in records(workdir)] == [1, 2, 3, 4]
+
+
+def test_a_signal_to_one_stops_both_at_the_same_epoch(tmp_path):
+    with pair(tmp_path, *TINY, f"--workdir={tmp_path}/run") as runs:
+        runs[0].wait_for("epoch 1/4")
+        runs[1].send_signal(signal.SIGTERM)
+        assert [run.wait(60) for run in runs] == [143, 143]
+    reached = epochs(tmp_path / "run")[-1]
+    for run in runs:
+        assert f"stopped by SIGTERM after epoch {reached} of 4; to go on:" in run.output
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (("--config.seed=1",), "process 1 has another configuration than process 0"),
+        (("--config.dataset.manual_dir=/",), "No such file"),
+    ],
+)
+def test_processes_that_do_not_fit_all_end(tmp_path, other, said):
+    first = tuple(argument for argument in TINY if "source" not in argument)
+    with pair(
+        tmp_path,
+        *first,
+        f"--workdir={tmp_path}/run",
+        "--config.dataset.source=auto",
+        other=other,
+    ) as runs:
+        assert [run.wait(60) for run in runs] == [2, 2]
+    for run in runs:
+        assert f"error: {said}" in run.output or (said in run.output and "error: /" in run.output)
+        assert "Traceback" not in run.output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--num_processes=2"], "go together; allowed: all three or none"),
+        (["--coordinator_address=127.0.0.1:1", "--process_id=0"], "go together"),
+        (
+            ["--coordinator_address=here", "--num_processes=2", "--process_id=0"],
+            "--coordinator_address=here is not allowed; allowed: HOST:PORT",
+        ),
+        (
+            ["--coordinator_address=127.0.0.1:1", "--num_processes=2", "--process_id=2"],
+            "--process_id=2 is not allowed; allowed: from 0 to below --num_processes=2",
+        ),
+        (["--process_id=first"], "--process_id=first"),
+    ],
+)
+def test_wrong_flags_are_one_line(run_main, tmp_path, arguments, said):
+    done = run_main(*TINY, *arguments, f"--workdir={tmp_path}/run")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and said in line
+    assert not (tmp_path / "run").exists()

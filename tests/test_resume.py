@@ -1,0 +1,223 @@
+"""The real command, broken off in every way and started again."""
+
+import json
+import random
+import signal
+import time
+
+import pytest
+
+from tests.runs import (
+    TINY,
+    arrays,
+    assert_same_run,
+    copy,
+    epochs,
+    files,
+    going_on,
+    records,
+    summary,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(run_main, tmp_path_factory):
+    """A run that was not interrupted."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    done = run_main(*TINY, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def finish(run_main, workdir, *arguments):
+    done = run_main(*TINY, f"--workdir={workdir}", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def epochs_said(log):
+    return [int(line.split()[1].split("/")[0]) for line in log.splitlines() if "epoch " in line[:6]]
+
+
+def test_what_a_run_leaves(finished):
+    assert epochs(finished)[-2:] == [3, 4]
+    best = max(records(finished), key=lambda record: record["test/accuracy"])
+    assert summary(finished)["best_epoch"] == best["epoch"]
+    assert best["epoch"] in epochs(finished) and len(epochs(finished)) <= 3
+    assert arrays(finished)["/state/step"] == 64
+    details = json.loads((finished / "checkpoints/4/details/metadata").read_text())
+    assert (details["epoch"], details["best"]["epoch"]) == (4, best["epoch"])
+    assert [r["epoch"] for r in details["records"]] == [1, 2, 3, 4]
+
+
+def test_killed_at_the_worst_moments(finished, run_main, tmp_path):
+    """SIGKILL while a checkpoint is being written, as soon as it is, and within an epoch."""
+    workdir = tmp_path / "run"
+    checkpoints = workdir / "checkpoints"
+
+    def being_written():
+        return [path for path in checkpoints.glob("*") if "tmp" in path.name and path.name[0] > "0"]
+
+    moments = [
+        lambda run: run.wait_until(being_written),
+        lambda run: run.wait_until(lambda: (checkpoints / "2" / "files.sha256").exists()),
+        lambda run: (run.wait_for("epoch 3/4"), time.sleep(0.2)),
+    ]
+    for number, moment in enumerate(moments):
+        with going_on(tmp_path / f"log{number}", *TINY, f"--workdir={workdir}") as run:
+            moment(run)
+        # What was said to be finished is there.
+        assert epochs_said(run.output)[-1:] in ([], epochs(workdir)[-1:])
+    done = finish(run_main, workdir)
+    assert "Going on after epoch 3 of 4" in done.stdout
+    assert_same_run(workdir, finished)
+
+
+@pytest.mark.slow
+def test_killed_at_random_25_times(run_main, tmp_path):
+    """Over one run of 40 epochs; prints what the kills hit."""
+    moments = random.Random(0)
+    long = (*TINY, "--config.num_epochs=40", "--config.augment.enabled=True")
+    workdir, whole = tmp_path / "run", tmp_path / "whole"
+    assert run_main(*long, f"--workdir={whole}", timeout=900).returncode == 0
+    hits, kills = [], 0
+    while kills < 25:
+        done = epochs(workdir)[-1] if (workdir / "checkpoints").exists() else 0
+        with going_on(tmp_path / f"log{kills}", *long, f"--workdir={workdir}") as run:
+            time.sleep(moments.uniform(0, 2) if kills % 5 == 0 else 0)
+            if kills % 5:
+                run.wait_for("compiled in")
+                # An epoch takes about half a second: for some, stop in the middle of a save.
+                time.sleep(moments.uniform(0, 2))
+                if kills % 2:
+                    run.wait_until(
+                        lambda: [p for p in (workdir / "checkpoints").glob("*") if "tmp" in p.name]
+                    )
+            run.kill()
+            run.wait()
+        kills += 1
+        assert "Traceback" not in run.output
+        said = epochs_said(run.output)
+        # Nothing is lost beyond the epoch in progress, none is trained twice.
+        assert said == list(range(done + 1, done + 1 + len(said)))
+        if (workdir / "metrics.jsonl").exists():
+            assert [r["epoch"] for r in records(workdir)][:done] == list(range(1, done + 1))
+        tmp = [p for p in (workdir / "checkpoints").glob("*") if "tmp" in p.name]
+        hits.append(f"after {done} + {len(said)}{', saving' if tmp else ''}")
+    done = run_main(*long, f"--workdir={workdir}", timeout=900)
+    assert done.returncode == 0, done.stderr
+    print(f"{kills} kills: {'; '.join(hits)}; finished with {done.stdout.splitlines()[3]}")
+    assert sum("saving" in hit for hit in hits) >= 5
+    assert_same_run(workdir, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_soon_and_says_how_to_go_on(finished, run_main, tmp_path, number):
+    workdir = tmp_path / "run"
+    with going_on(tmp_path / "log", *TINY, f"--workdir={workdir}") as run:
+        run.wait_for("epoch 1/4")
+        started = time.monotonic()
+        run.send_signal(number)
+        assert run.wait(30) == 128 + number
+        assert time.monotonic() - started < 10
+    assert "Traceback" not in run.output
+    last = run.output.splitlines()[-1]
+    reached = epochs(workdir)[-1]
+    assert last.startswith(f"stopped by {number.name} after epoch {reached} of 4; to go on: python")
+    assert last.endswith(f"--workdir={workdir}")
+    assert len(records(workdir)) == reached
+    finish(run_main, workdir)
+    assert_same_run(workdir, finished)
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    with going_on(tmp_path / "log", *TINY, f"--workdir={tmp_path}/run") as run:
+        run.wait_for("epoch 1/4")
+        run.send_signal(signal.SIGINT)
+        run.wait_for("Ctrl-C stops at once")
+        run.send_signal(signal.SIGINT)
+        assert run.wait(1) == 130
+
+
+def test_a_signal_before_the_training_stops_at_once(tmp_path):
+    with going_on(tmp_path / "log", *TINY, f"--workdir={tmp_path}/run") as run:
+        run.wait_for("Data: ")
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(20) == 143
+    assert run.output.splitlines()[-1].startswith("stopped by SIGTERM")
+    assert "Traceback" not in run.output
+
+
+def test_a_finished_run_is_only_drawn_again(finished, run_main, tmp_path):
+    workdir = copy(finished, tmp_path / "run")
+    for path in (workdir / "figures").iterdir():
+        path.unlink()
+    done = finish(run_main, workdir)
+    assert "This run is finished; its pictures are drawn anew" in done.stdout
+    assert "epoch 4/4" not in done.stdout
+    before, after = files(finished), files(workdir)
+    assert before.keys() == after.keys()
+    changed = {name for name in before if before[name] != after[name]}
+    assert all(name.startswith("figures/") for name in changed)
+
+
+def test_more_epochs_extend_a_run(finished, run_main, tmp_path):
+    workdir = copy(finished, tmp_path / "run")
+    with going_on(tmp_path / "log", *TINY, f"--workdir={workdir}", "--config.num_epochs=6") as run:
+        run.wait_for("epoch 5/6")
+    assert not (workdir / "summary.json").exists()  # there is more to come
+    finish(run_main, workdir, "--config.num_epochs=6")
+    assert records(workdir)[:4] == records(finished)
+    assert [record["epoch"] for record in records(workdir)] == [1, 2, 3, 4, 5, 6]
+    assert summary(workdir)["config"]["num_epochs"] == 6
+    assert json.loads((workdir / "config.json").read_text())["num_epochs"] == 6
+
+
+def test_another_configuration_is_refused_untouched(finished, run_main):
+    before = files(finished)
+    done = run_main(
+        *TINY, f"--workdir={finished}", "--config.model.norm=layer", "--config.num_epochs=5"
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert f"error: --workdir={finished} holds a run with" in line
+    assert "config.model.norm='batch' (now 'layer'), config.num_epochs=4 (now 5)" in line
+    done = run_main(*TINY, f"--workdir={finished}", "--config.num_epochs=3")
+    assert done.returncode == 2 and "config.num_epochs=4 (now 3)" in done.stderr
+    assert files(finished) == before
+
+
+def test_a_second_run_in_a_workdir_is_refused(finished, run_main, tmp_path):
+    workdir = tmp_path / "run"
+    with going_on(tmp_path / "log", *TINY, f"--workdir={workdir}") as run:
+        run.wait_for("Workdir: ")
+        done = run_main(*TINY, f"--workdir={workdir}")
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"error: --workdir={workdir} is in use by process {run.pid} on ")
+        assert run.wait(120) == 0
+    assert_same_run(workdir, finished)
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(finished, run_main, tmp_path):
+    workdir = copy(finished, tmp_path / "run")
+    newest = workdir / "checkpoints" / "4"
+    largest = max(newest.rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    done = finish(run_main, workdir)
+    (warning,) = [line for line in done.stdout.splitlines() if "warning" in line]
+    assert warning.startswith(f"warning: the checkpoint {newest} is damaged: ")
+    assert "Going on after epoch 3 of 4" in done.stdout
+    assert done.stderr == ""
+    assert_same_run(workdir, finished)
+    for path in (workdir / "checkpoints").rglob("files.sha256"):
+        path.write_text("")
+    before = files(workdir)
+    done = run_main(*TINY, f"--workdir={workdir}", "--config.num_epochs=5")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: no checkpoint in {workdir}/checkpoints can be read (4: ")
+    assert files(workdir) == before
