@@ -36,6 +36,11 @@ class Background:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
+    @property
+    def failed(self) -> bool:
+        """Whether a job has raised."""
+        return self._failed
+
     def submit(self, job: Callable[..., Any], *args: Any) -> None:
         """Queues `job(*args)` and returns at once."""
         self._jobs.put((job, args))

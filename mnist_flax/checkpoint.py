@@ -10,6 +10,7 @@ import hashlib
 import os
 import pathlib
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from mnist_flax.history import History
 from mnist_flax.step import TrainState
 
 _DIGESTS = "files.sha256"
+_ROOM_FACTOR, _ROOM_BYTES = 2, 2**21  # what is made sure of: of the arrays, and beside them
 _DAMAGED = ".damaged"  # behind the name of a folder that could not be read
 
 
@@ -140,10 +142,14 @@ class Checkpoints:
             self._manager = self._create_manager()
         if history.best is not None:
             self._best_epoch = history.best["epoch"]
+        arrays = _arrays(state, history)
+        if jax.process_index() == 0:
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+            _check_room(self._folder, _ROOM_FACTOR * size + _ROOM_BYTES)
         self._manager.save(
             history.epoch,
             args=ocp.args.Composite(
-                arrays=ocp.args.StandardSave(_arrays(state, history)),
+                arrays=ocp.args.StandardSave(arrays),
                 details=ocp.args.JsonSave(_details(history)),
             ),
             force=True,
@@ -260,6 +266,17 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
 def _digest(path: pathlib.Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_room(folder: pathlib.Path, size: int) -> None:
+    """Raises OSError unless there is room for so many bytes, quotas included.
+
+    Orbax, stopped in the midst of its writing, fills the screen with the tracebacks of its threads.
+    """
+    if not hasattr(os, "posix_fallocate"):  # macOS, Windows
+        return
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, size)
 
 
 def _put_aside(folder: pathlib.Path) -> None:

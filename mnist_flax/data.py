@@ -12,6 +12,7 @@ import pathlib
 import sys
 import threading
 import urllib.parse
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -165,11 +166,12 @@ def parse_idx(path: pathlib.Path, count: int, side: int | None = None) -> np.nda
     try:
         with gzip.open(path) as file:
             content = file.read()
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read as gzip: {error}") from None
     shape = (count,) if side is None else (count, side, side)
     magic = _LABELS_MAGIC if side is None else _IMAGES_MAGIC
-    header = np.frombuffer(content[: 4 * (1 + len(shape))], ">u4") if len(content) >= 16 else []
+    size = 4 * (1 + len(shape))
+    header = np.frombuffer(content[:size], ">u4") if len(content) >= size else []
     if len(header) == 0 or header[0] != magic:
         found = f"{header[0]:#010x}" if len(header) else f"{len(content)} bytes"
         raise UserError(f"{path}: magic number {magic:#010x} expected, {found} found")

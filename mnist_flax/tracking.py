@@ -1,5 +1,6 @@
 """Weights & Biases, beside the run: whatever happens to it, training goes on."""
 
+import contextlib
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -143,7 +144,13 @@ class Tracker:
         if not self._background.close(_FINISH_SECONDS if timeout is None else timeout):
             left = f"; upload what is left: wandb sync {self._folder}" if self._run else ""
             self._say(f"W&B does not answer{left}")
-            _kill_service()
+            for service in _services():  # else Python would wait for it at its exit, for ever
+                service.kill()
+        elif self._background.failed and not _services():
+            import wandb
+
+            with contextlib.suppress(Exception):  # else it fails at Python's exit, at length
+                wandb.teardown()
 
     def _submit(self, job: Callable[[], None]) -> None:
         if self._background is not None:
@@ -177,13 +184,15 @@ class Tracker:
             self._say(f"W&B: {self._run.url}")
 
 
-def _kill_service() -> None:
-    """Ends W&B's service process, for which Python would otherwise wait at its exit, for ever."""
+def _services() -> list[Any]:
+    """W&B's service processes that are alive."""
     import psutil
 
-    for process in psutil.Process().children(recursive=True):
-        if "wandb" in process.name():
-            process.kill()
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "wandb" in process.name() and process.status() != psutil.STATUS_ZOMBIE
+    ]
 
 
 def _media(value: float | bytes) -> Any:

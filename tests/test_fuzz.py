@@ -1,0 +1,219 @@
+"""What people supply, made bad by Hypothesis: no traceback, no hang, nothing overwritten."""
+
+import contextlib
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from configs import default
+from mnist_flax import config as config_lib
+from mnist_flax import data
+from mnist_flax.checkpoint import Checkpoints
+from mnist_flax.errors import UserError
+from mnist_flax.history import History
+from mnist_flax.step import create_state
+from mnist_flax.workdir import Workdir
+from tests.runs import ROOT, environment, files
+
+OPTIONS = {
+    "deadline": None,
+    "derandomize": True,
+    "database": None,
+    "suppress_health_check": [HealthCheck.function_scoped_fixture],
+}
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
+VALUES = st.one_of(
+    TEXT,
+    st.integers().map(str),
+    st.floats().map(str),
+    st.sampled_from(["", "True", "None", "()", "((36,),(", "[]", "1e999", "nan", "{'a':1}", "-0"]),
+    st.recursive(st.integers(-3, 99), lambda x: st.lists(x, max_size=3).map(tuple)).map(str),
+)
+OVERRIDES = st.builds(
+    "{}config.{}={}".format,
+    st.sampled_from(["--", "-", "--no"]),
+    st.one_of(st.sampled_from(sorted(config_lib.FIELDS)), TEXT),
+    VALUES,
+)
+ARGUMENTS = st.one_of(
+    OVERRIDES,
+    OVERRIDES,
+    OVERRIDES,
+    st.builds("--config={}".format, st.sampled_from(["README.md", "configs", "", "x.py", "/"])),
+    st.builds("--{}".format, TEXT.filter(lambda text: not text.startswith("flagfile"))),
+    TEXT.filter(lambda text: not text.startswith("-")),
+)
+
+
+@pytest.fixture(scope="module")
+def server():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.fuzz_server"],
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def ask(arguments):
+        process.stdin.write(json.dumps(arguments) + "\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    yield ask
+    process.stdin.close()
+    process.wait(10)
+
+
+@settings(max_examples=300, **OPTIONS)
+@given(st.lists(ARGUMENTS, min_size=1, max_size=3))
+def test_command_lines(server, arguments):
+    status, out, err = server(arguments)
+    if any(argument.lstrip("-").split("=")[0] in ("help", "helpfull") for argument in arguments):
+        return
+    assert "Traceback" not in out + err
+    if status == 0:
+        assert out.strip().isdecimal() and err == ""
+        return
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1, err
+
+
+def idx(values: np.ndarray) -> bytes:
+    header = np.array([0x800 + values.ndim, *values.shape], ">u4")
+    return header.tobytes() + values.tobytes()
+
+
+DAMAGE = st.one_of(
+    st.tuples(st.just("flip"), st.integers(0, 10_000), st.integers(1, 255)),
+    st.tuples(st.just("cut"), st.integers(0, 10_000), st.just(0)),
+    st.tuples(st.just("insert"), st.integers(0, 10_000), st.integers(0, 255)),
+)
+
+
+def damaged(content: bytes, damage) -> bytes:
+    kind, position, value = damage
+    content = bytearray(content)
+    position %= len(content) + (kind == "insert")
+    if kind == "flip":
+        content[position] ^= value
+    elif kind == "cut":
+        del content[position:]
+    else:
+        content.insert(position, value)
+    return bytes(content)
+
+
+@settings(max_examples=150, **OPTIONS)
+@given(
+    side=st.sampled_from([None, 5]),
+    in_gzip=st.lists(DAMAGE, max_size=2),
+    in_file=st.lists(DAMAGE, max_size=2),
+)
+def test_idx_files(tmp_path, side, in_gzip, in_file):
+    values = np.arange(7) if side is None else np.arange(7 * 25).reshape(7, 5, 5)
+    content = idx(values.astype(np.uint8))
+    for damage in in_gzip:
+        content = damaged(content, damage)
+    content = gzip.compress(content)
+    for damage in in_file:
+        content = damaged(content, damage)
+    path = tmp_path / "file.gz"
+    path.write_bytes(content)
+    try:
+        found = data.parse_idx(path, 7, side)
+    except UserError as error:
+        assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+        assert in_gzip or in_file
+    else:
+        assert found.shape == ((7,) if side is None else (7, 5, 5, 1))
+        assert side is not None or found.max() < 10
+
+
+@pytest.fixture(scope="module")
+def used(tmp_path_factory):
+    """A workdir, its configuration, and the state that its checkpoints hold."""
+    config = default.get_config()
+    config.model.channels, config.model.kernel_sizes = ((2,),), ((3,),)
+    state = create_state(config, 2)
+    folder = tmp_path_factory.mktemp("used") / "run"
+    workdir = Workdir(str(folder), config.to_dict())
+    history, checkpoints = History("id", "digits"), Checkpoints(folder / "checkpoints", 2)
+    for epoch in (1, 2):
+        record = {"epoch": epoch, "test/accuracy": 0.5}
+        history = history.extended(record, np.ones(2, np.float32), np.ones(2, np.float32))
+        checkpoints.save(state, history, lambda: None)
+        workdir.append_metrics(record)
+    checkpoints.wait()
+    return folder, config.to_dict(), state
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(TEXT, x, max_size=3),
+)
+
+
+@st.composite
+def _bad_workdirs(draw):
+    """What is done to which files: (kind, index of the file, damage or JSON)."""
+    kinds = st.sampled_from(["damage", "damage", "remove", "config", "folder", "num_epochs"])
+    return [
+        (
+            kind,
+            draw(st.integers(0, 1_000)),
+            draw(JSON if kind in ("config", "num_epochs") else DAMAGE),
+        )
+        for kind in draw(st.lists(kinds, min_size=1, max_size=3))
+    ]
+
+
+@settings(max_examples=150, **OPTIONS)
+@given(_bad_workdirs())
+def test_workdirs_of_other_runs(used, changes):
+    whole, config, state = used
+    with tempfile.TemporaryDirectory() as parent:
+        folder = shutil.copytree(whole, f"{parent}/run")
+        folder = whole.__class__(folder)
+        for kind, index, value in changes:
+            present = sorted(path for path in folder.rglob("*") if path.is_file())
+            path = present[index % len(present)]
+            if kind == "damage":
+                path.write_bytes(damaged(path.read_bytes() or b"x", value))
+            elif kind == "remove":
+                path.unlink()
+            elif kind == "folder":
+                path.unlink()
+                path.mkdir()
+            else:
+                other = value if kind == "config" else {**config, "num_epochs": value}
+                with contextlib.suppress(OSError):
+                    (folder / "config.json").write_text(json.dumps(other))
+        before = files(folder)
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+        )
+        said = []
+        try:
+            workdir = Workdir(str(folder), config)
+            restored = Checkpoints(folder / "checkpoints", 2).restore(
+                like, 2, workdir.has_metrics, said.append
+            )
+        except UserError as error:
+            assert ("\n" not in str(error) and "allowed" in str(error)) or "run: " in str(error)
+            assert {k: v for k, v in files(folder).items() if k in before} == before
+        else:
+            epoch = restored[1].epoch if restored else 0
+            assert epoch == 2 or said or not list(folder.glob("checkpoints/2/files.sha256"))
+            for path, content in files(folder).items():
+                assert ".damaged" in path or path == "config.json" or before[path] == content
