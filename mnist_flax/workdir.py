@@ -18,6 +18,7 @@ try:
 except ImportError:  # Windows has no such lock
     fcntl = None
 
+_NAMED = 8  # differing fields, in an error
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
 _PACKAGES += ("wandb",)
 
@@ -132,11 +133,15 @@ def _check_same(folder: pathlib.Path, before: dict[str, Any], now: dict[str, Any
     epochs = before.get("num_epochs")
     extends = isinstance(epochs, int) and 0 < epochs < now["num_epochs"]
     if differing and not (extends and differing == ["num_epochs"]):
-        fields = ", ".join(
-            f"config.{name}={before.get(name)!r} (now {now.get(name)!r})" for name in differing
-        )
+        fields = [
+            f"config.{name}={before.get(name)!r} (now {now.get(name)!r})"
+            for name in differing
+            if name.isprintable()
+        ]
+        named = ", ".join(fields[:_NAMED])
+        named += f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
         raise UserError(
-            f"--workdir={folder} holds a run with {fields}; allowed: the same configuration, "
+            f"--workdir={folder} holds a run with {named}; allowed: the same configuration, "
             "or a larger config.num_epochs, or a new folder"
         )
 

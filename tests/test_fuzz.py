@@ -104,7 +104,9 @@ DAMAGE = st.one_of(
 def damaged(content: bytes, damage) -> bytes:
     kind, position, value = damage
     content = bytearray(content)
-    position %= len(content) + (kind == "insert")
+    if not content:
+        return b""
+    position %= len(content)
     if kind == "flip":
         content[position] ^= value
     elif kind == "cut":
@@ -210,7 +212,7 @@ def test_workdirs_of_other_runs(used, changes):
                 like, 2, workdir.has_metrics, said.append
             )
         except UserError as error:
-            assert ("\n" not in str(error) and "allowed" in str(error)) or "run: " in str(error)
+            assert "\n" not in str(error) and len(str(error)) < 2_000
             assert {k: v for k, v in files(folder).items() if k in before} == before
         else:
             epoch = restored[1].epoch if restored else 0

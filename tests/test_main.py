@@ -139,16 +139,6 @@ class TestQuick:
         assert run.summary["final_test_accuracy"] == summary["final_test_accuracy"]
         assert "path" in steps[0]["augmentation"]
 
-    def test_a_used_workdir_is_refused_untouched(self, quick_run, run_main):
-        workdir, _ = quick_run
-        before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
-        done = run_main(*QUICK, f"--workdir={workdir}", "--config.dataset.source=sample")
-        assert done.returncode == 2
-        assert done.stderr.splitlines() == [
-            f"error: --workdir={workdir} holds a run already; allowed: a new folder"
-        ]
-        assert before == {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
-
 
 def test_mnist_from_a_folder(run_main, mnist_dir, tmp_path):
     done = run_main(
