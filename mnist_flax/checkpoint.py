@@ -143,9 +143,9 @@ class Checkpoints:
         if history.best is not None:
             self._best_epoch = history.best["epoch"]
         arrays = _arrays(state, history)
-        if jax.process_index() == 0:
-            size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
-            _check_room(self._folder, _ROOM_FACTOR * size + _ROOM_BYTES)
+        # In every process, so that none waits for one that finds no room.
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+        _check_room(self._folder, _ROOM_FACTOR * size + _ROOM_BYTES)
         self._manager.save(
             history.epoch,
             args=ocp.args.Composite(
@@ -169,8 +169,7 @@ class Checkpoints:
                 del context
                 return [info.step == checkpoints._best_epoch for info in infos]
 
-        if jax.process_index() == 0:
-            self._folder.mkdir(exist_ok=True)
+        self._folder.mkdir(exist_ok=True)
         policies = [checkpoint_managers.LatestN(self._keep), KeepBest()]
         # With the processes named, they wait for each other without the devices' help, which may
         # be training at that time.
@@ -283,7 +282,10 @@ def _put_aside(folder: pathlib.Path) -> None:
     if jax.process_index() == 0:
         aside = folder.with_name(folder.name + _DAMAGED)
         shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
+        try:
+            folder.rename(aside)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be put aside: {error.strerror}") from None
 
 
 def _explain(error: Exception) -> str:

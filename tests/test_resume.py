@@ -18,6 +18,7 @@ from tests.runs import (
     records,
     summary,
 )
+from tests.wandb_log import OfflineRun
 
 
 @pytest.fixture(scope="module")
@@ -222,3 +223,20 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(finished, run_mai
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: no checkpoint in {workdir}/checkpoints can be read (4: ")
     assert files(workdir) == before
+
+
+def test_the_same_wandb_run_goes_on(run_main, tmp_path):
+    """And what is kept offline after the last start has all numbers from the first step on."""
+    workdir = tmp_path / "run"
+    arguments = (*TINY, f"--workdir={workdir}", "--config.wandb.mode=offline")
+    with going_on(tmp_path / "log", *arguments) as run:
+        run.wait_until(lambda: "epoch 2/4" in run.output and [*workdir.glob("wandb/offline-run*")])
+    assert run_main(*arguments).returncode == 0
+    first, last = sorted(workdir.glob("wandb/offline-run-*"))
+    assert first.name.split("-")[-1] == last.name.split("-")[-1]
+    logged = OfflineRun(copy(last, tmp_path / "last" / last.name).parent)
+    assert [row["_step"] for row in logged.history] == list(range(1, 4 * 63 + 1))
+    for record in records(workdir):
+        row = logged.history[record["step"] - 1]
+        assert row["test/accuracy"] == record["test/accuracy"]
+    assert logged.run.run_id == last.name.split("-")[-1]
