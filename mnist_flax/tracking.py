@@ -144,13 +144,9 @@ class Tracker:
         if not self._background.close(_FINISH_SECONDS if timeout is None else timeout):
             left = f"; upload what is left: wandb sync {self._folder}" if self._run else ""
             self._say(f"W&B does not answer{left}")
-            for service in _services():  # else Python would wait for it at its exit, for ever
-                service.kill()
+            _end_service()  # else Python would wait for it at its exit, for ever
         elif self._background.failed and not _services():
-            import wandb
-
-            with contextlib.suppress(Exception):  # else it fails at Python's exit, at length
-                wandb.teardown()
+            _end_service()  # else its exit hook would fail, at length
 
     def _submit(self, job: Callable[[], None]) -> None:
         if self._background is not None:
@@ -179,9 +175,22 @@ class Tracker:
                 raise
             reason = str(error).splitlines()[0]
             self._say(f"W&B: no connection ({reason}), so the run is kept offline")
+            _end_service()  # else the run's name is still taken
+            wandb.setup(quiet)
             self._run = wandb.init(**settings, mode="offline", settings=quiet)
         if self._run.url:
             self._say(f"W&B: {self._run.url}")
+
+
+def _end_service() -> None:
+    """Ends W&B's service process, whatever it is at, and what W&B would do about it at the exit."""
+    import wandb
+
+    for service in _services():
+        service.kill()
+    # W&B finds its service gone, and asks Python to exit with the service's status.
+    with contextlib.suppress(Exception, SystemExit):
+        wandb.teardown()
 
 
 def _services() -> list[Any]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mnist_flax.background import Background
 from mnist_flax.tracking import Tracker
-from tests.conftest import ROOT
+from tests.runs import ROOT, environment
 from tests.wandb_log import OfflineRun
 
 
@@ -83,7 +83,7 @@ def test_online_without_a_login_is_kept_offline_and_said(start, tmp_path):
     assert start.said[0].startswith("W&B: not logged in")
 
 
-def test_a_server_that_refuses_costs_no_wait_and_no_data(start, tmp_path, monkeypatch):
+def test_a_server_that_refuses_costs_no_wait_and_no_data(tmp_path):
     """In a process of its own, for W&B reads its settings once."""
     script = f"""
 import time, sys
@@ -100,14 +100,12 @@ tracker.log_steps(1, [0.5], [0.5])
 assert time.monotonic() - started < 1
 log_a_run(tracker)
 """
-    env = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "a" * 40}
-    for name, value in env.items():
-        monkeypatch.setenv(name, value)
+    env = environment(WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY="a" * 40)
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=env
     )
     assert done.returncode == 0, done.stderr
-    assert "W&B: no connection" in done.stdout
+    assert "W&B: no connection" in done.stdout and "wandb sync" in done.stdout, done.stdout
     assert OfflineRun(tmp_path).summary["final_test_accuracy"] == 0.875
 
 
@@ -134,9 +132,12 @@ tracker.finish({{}})
 print("finished", flush=True)
 """
     # Without what an earlier test's W&B has put there: the script has a service of its own.
-    env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=env
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(),
     )
     assert "W&B does not answer; upload what is left: wandb sync" in done.stdout
     assert done.stdout.endswith("finished\n")
