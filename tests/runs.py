@@ -106,8 +106,9 @@ def summary(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def epochs(workdir: pathlib.Path) -> list[int]:
-    """The epochs that have checkpoints."""
-    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal())
+    """The epochs that have complete checkpoints."""
+    complete = (workdir / "checkpoints").glob("*/files.sha256")
+    return sorted(int(path.parent.name) for path in complete if path.parent.name.isdecimal())
 
 
 def arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
