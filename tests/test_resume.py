@@ -1,5 +1,6 @@
 """The real command, broken off in every way and started again."""
 
+import contextlib
 import json
 import random
 import signal
@@ -82,22 +83,31 @@ def test_killed_at_random_25_times(run_main, tmp_path):
     long = (*TINY, "--config.num_epochs=40", "--config.augment.enabled=True")
     workdir, whole = tmp_path / "run", tmp_path / "whole"
     assert run_main(*long, f"--workdir={whole}", timeout=900).returncode == 0
-    hits, kills = [], 0
-    while kills < 25:
+    hits = []
+
+    def being_written(since):
+        """A checkpoint under way; what an earlier kill left behind does not count."""
+        for path in (workdir / "checkpoints").glob("*tmp*"):
+            with contextlib.suppress(FileNotFoundError):  # it is complete by now
+                if path.stat().st_ctime > since:
+                    return True
+        return False
+
+    for kill in range(25):
         done = max(epochs(workdir), default=0)
-        with going_on(tmp_path / f"log{kills}", *long, f"--workdir={workdir}") as run:
-            time.sleep(moments.uniform(0, 2) if kills % 5 == 0 else 0)
-            if kills % 5:
-                run.wait_for("compiled in")
-                # An epoch takes about half a second: for some, stop in the middle of a save.
-                time.sleep(moments.uniform(0, 2))
-                if kills % 2:
-                    run.wait_until(
-                        lambda: [p for p in (workdir / "checkpoints").glob("*") if "tmp" in p.name]
-                    )
+        started = time.time()
+        with going_on(tmp_path / f"log{kill}", *long, f"--workdir={workdir}") as run:
+            if kill % 5 == 0:  # at the start, wherever that is
+                time.sleep(moments.uniform(0, 6))
+            else:
+                wanted = moments.randrange(3)
+                run.wait_until(lambda wanted=wanted: len(epochs_said(run.output)) >= wanted)
+                time.sleep(moments.uniform(0, 0.7))
+            if kill % 2:
+                run.wait_until(lambda started=started: being_written(started))
+            saving = being_written(started)
             run.kill()
             run.wait()
-        kills += 1
         assert "Traceback" not in run.output
         said = epochs_said(run.output)
         # Nothing is lost beyond the epoch in progress, none is trained twice.
@@ -105,11 +115,10 @@ def test_killed_at_random_25_times(run_main, tmp_path):
         assert not said or said[-1] <= epochs(workdir)[-1]
         if (workdir / "metrics.jsonl").exists():
             assert [r["epoch"] for r in records(workdir)][:done] == list(range(1, done + 1))
-        tmp = [p for p in (workdir / "checkpoints").glob("*") if "tmp" in p.name]
-        hits.append(f"after {done} + {len(said)}{', saving' if tmp else ''}")
+        hits.append(f"epoch {done + len(said) + 1}{', saving' if saving else ''}")
     done = run_main(*long, f"--workdir={workdir}", timeout=900)
     assert done.returncode == 0, done.stderr
-    print(f"{kills} kills: {'; '.join(hits)}; finished with {done.stdout.splitlines()[3]}")
+    print(f"{len(hits)} kills: {'; '.join(hits)}; then: {done.stdout.splitlines()[3]}")
     assert sum("saving" in hit for hit in hits) >= 5
     assert_same_run(workdir, whole)
 
