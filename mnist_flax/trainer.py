@@ -106,12 +106,12 @@ class Trainer:
             size: compiler.submit(compile_predict, images)
             for size, images in {len(x): x for x in itertools.chain(*self._images.values())}.items()
         }
-        self._copy = compiler.submit(lambda: jax.jit(_copy).lower(state).compile())
-        programs = [*self._steps.values(), *self._predict.values(), self._copy]
+        programs = [*self._steps.values(), *self._predict.values()]
         try:
             # Beside the step's compilation.
             self.state = create.compile()(seed)
             self._shuffle = permute.compile()
+            self._copy = jax.jit(_copy).lower(state).compile()
             for program in programs[: 1 if on_cpu else None]:
                 program.result()
         except BaseException:
@@ -164,7 +164,7 @@ class Trainer:
         Returns:
           The copy, and whether all parameters and statistics are finite.
         """
-        copy, is_finite = self._wait_for(self._copy, self.state)(self.state)
+        copy, is_finite = self._copy(self.state)
         return copy, bool(is_finite)
 
     def diverged(self, epoch: int) -> UserError:
