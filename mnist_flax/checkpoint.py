@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mnist_flax import processes
 from mnist_flax.errors import UserError
 from mnist_flax.history import History
 from mnist_flax.step import TrainState
@@ -155,7 +156,7 @@ class Checkpoints:
             force=True,
         )
         self._manager.wait_until_finished()
-        if jax.process_index() == 0:
+        if processes.is_main():
             _write_digests(self._folder / str(history.epoch))
 
     def _create_manager(self) -> Any:
@@ -173,7 +174,7 @@ class Checkpoints:
         policies = [checkpoint_managers.LatestN(self._keep), KeepBest()]
         # With the processes named, they wait for each other without the devices' help, which may
         # be training at that time.
-        processes = ocp.options.MultiprocessingOptions(
+        multiprocessing = ocp.options.MultiprocessingOptions(
             active_processes=set(range(jax.process_count())), barrier_sync_key_prefix="run"
         )
         return ocp.CheckpointManager(
@@ -182,7 +183,7 @@ class Checkpoints:
                 create=False,
                 cleanup_tmp_directories=True,
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-                multiprocessing_options=processes,
+                multiprocessing_options=multiprocessing,
             ),
         )
 
@@ -279,7 +280,7 @@ def _check_room(folder: pathlib.Path, size: int) -> None:
 
 
 def _put_aside(folder: pathlib.Path) -> None:
-    if jax.process_index() == 0:
+    if processes.is_main():
         aside = folder.with_name(folder.name + _DAMAGED)
         shutil.rmtree(aside, ignore_errors=True)
         try:

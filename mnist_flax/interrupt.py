@@ -29,14 +29,14 @@ class Interrupted(BaseException):
 
 
 class _Received:
-    """What has come so far, and whether it waits for `check`."""
+    """What has come so far, and whether it waits to be asked for."""
 
     number = 0
     deferred = False
 
 
 def install() -> None:
-    """Has the signals raise `Interrupted` from now on, or wait for `check` in `deferred`.
+    """Has the signals raise `Interrupted` from now on, or wait for `received` in `deferred`.
 
     Ctrl-C ends the process at once if it was asked to stop before.
     """
@@ -46,7 +46,7 @@ def install() -> None:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """While it lasts, a signal waits for the next `check`."""
+    """While it lasts, a signal waits for somebody to ask `received`."""
     _Received.deferred = True
     try:
         yield
