@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     config.seed = 42  # drives initialisation, shuffling, augmentation and the validation split
     config.num_epochs = 20  # passes over the training set
     config.batch_size = 2048  # images; the last, smaller batch of an epoch is kept
+    config.label_smoothing = 0.0  # share of each target that is spread over all classes
 
     config.dataset = ConfigDict()
     config.dataset.name = "mnist"  # mnist | fashion_mnist | kmnist
@@ -41,13 +42,21 @@ def get_config() -> ConfigDict:
     config.model.dtype = "float32"  # float32 | bfloat16; the computation, parameters are float32
 
     config.optimizer = ConfigDict()  # Adam
-    config.optimizer.learning_rate = 0.003  # in the first epoch
-    config.optimizer.learning_rate_decay = 0.99  # factor once an epoch; 1: constant
+    config.optimizer.learning_rate = 0.003  # the highest
+    config.optimizer.schedule = "exponential"  # exponential | linear | cosine (both down to 0)
+    config.optimizer.learning_rate_decay = 0.99  # of exponential, once an epoch; 1: constant
+    config.optimizer.warmup = 0.0  # share of all steps that take the rate up from 0
     config.optimizer.b1 = 0.9  # decay of the first moment
     config.optimizer.b2 = 0.999  # decay of the second moment
     config.optimizer.eps = 1e-8  # added to the root of the second moment
     config.optimizer.weight_decay = 5e-5  # L2 coefficient; 0: none
     config.optimizer.decoupled = False  # False: decay joins the gradient (Adam) | True: AdamW
+
+    config.optimizer.ema_decay = 0.0  # a step; of the mean weights that are evaluated; 0: the last
+
+    config.evaluation = ConfigDict()  # of validation and test images, on test-time augmentation:
+    config.evaluation.num_views = 1  # whose probabilities are averaged; 1: the image alone
+    config.evaluation.strength = 0.5  # of the other views, as a share of the ranges of augment
 
     config.checkpoint = ConfigDict()  # after every epoch
     config.checkpoint.keep = 2  # the newest; the best is kept besides
@@ -58,4 +67,10 @@ def get_config() -> ConfigDict:
     config.wandb.entity = ""  # user or team; empty: the login's default
     config.wandb.group = ""  # groups runs in the web page
     config.wandb.tags = ()  # as 'a,b' or "('a', 'b')"
+
+    config.study = ConfigDict()  # of python -m mnist_flax.study alone
+    config.study.num_seeds = 10  # replicas of the recipe and of each variant: from seed on
+    config.study.num_together = 0  # replicas in one program; 0: all that fit, on a CPU one
+    config.study.ensemble_size = 10  # of --ensemble: replicas whose probabilities are averaged
+    config.study.variants = ConfigDict()  # the fields that differ, in groups, by a name
     return config

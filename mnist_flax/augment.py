@@ -104,6 +104,41 @@ def augment(
     return affine(images, own, config.interpolation)
 
 
+def views(
+    key: jax.Array, images: jax.Array, config: ConfigDict, num_views: int, strength: float
+) -> jax.Array:
+    """The images, and maps of them that are gentler than in training: test-time augmentation.
+
+    Args:
+      key: PRNG key, of maps that are the same for all images.
+      images: uint8 `[n, side, side, 1]`.
+      config: the group `augment` of a configuration; its ranges are used, enabled or not.
+      num_views: how many; the first is the image itself.
+      strength: of the maps, 0..1: the share of each of the training's ranges.
+
+    Returns:
+      `[num_views, n, side, side, 1]`, of the type that `affine` returns if there are several.
+    """
+    if num_views == 1:
+        return images[None]
+    gentle = ConfigDict(
+        {
+            "rotation": strength * config.rotation,
+            "translation": strength * config.translation,
+            "scale": [1 + strength * (bound - 1) for bound in config.scale],
+        }
+    )
+    key = jax.random.fold_in(key, 3)
+    params = sample_params(key, num_views - 1, images.shape[1], gentle)
+
+    def map_all(params: AffineParams) -> jax.Array:
+        repeated = jax.tree.map(lambda p: jnp.broadcast_to(p, (len(images), *p.shape)), params)
+        return affine(images, repeated, config.interpolation)
+
+    maps = jax.vmap(map_all)(params)
+    return jnp.concatenate([images[None].astype(maps.dtype), maps])
+
+
 def _source_points(params: AffineParams, height: int, width: int) -> tuple[jax.Array, jax.Array]:
     """Where each output pixel reads: input rows and columns, float32 `[batch, height, width]`."""
     centre_row, centre_column = (height - 1) / 2, (width - 1) / 2

@@ -1,5 +1,7 @@
 """What a network gets right: exact counts over a whole split."""
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -40,11 +42,34 @@ class Evaluation(NamedTuple):
         ]
 
 
-def split_batches(images: np.ndarray) -> list[np.ndarray]:
-    """Cuts `[n, height, width, 1]` into what all devices predict at a time; the rest comes last."""
+def split_batches(images: np.ndarray, num_views: int = 1) -> list[np.ndarray]:
+    """Cuts `[n, height, width, 1]` into what all devices predict at a time; the rest comes last.
+
+    Args:
+      images: of a split.
+      num_views: how many pictures of each are predicted.
+    """
     size = _CPU_BATCH_SIZE if jax.default_backend() == "cpu" else _BATCH_SIZE
-    size *= jax.device_count()
+    size = max(size // num_views, 1) * jax.device_count()
     return [images[start : start + size] for start in range(0, len(images), size)]
+
+
+def predict(apply: Callable[[jax.Array], jax.Array], views: jax.Array) -> jax.Array:
+    """What a network takes images for, by the mean of its probabilities for views of them.
+
+    Args:
+      apply: from images `[batch, height, width, 1]` to logits, float32 `[batch, classes]`.
+      views: `[views, batch, height, width, 1]`.
+
+    Returns:
+      Logits, float32 `[batch, classes]`; of several views, the logarithms of probabilities.
+    """
+    num_views, batch_size = views.shape[:2]
+    logits = apply(views.reshape(-1, *views.shape[2:]))
+    if num_views == 1:
+        return logits
+    log_probabilities = jax.nn.log_softmax(logits).reshape(num_views, batch_size, -1)
+    return jax.nn.logsumexp(log_probabilities, axis=0) - math.log(num_views)
 
 
 def evaluate(logits: np.ndarray, labels: np.ndarray) -> Evaluation:

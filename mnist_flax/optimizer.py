@@ -1,22 +1,40 @@
-"""Adam with exponential decay, as optax transformations."""
+"""Adam and its learning rate's schedules, as optax transformations."""
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
 
-def create_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
-    """Learning rate by step: `learning_rate * learning_rate_decay ** epoch`, epochs from 0.
+def create_schedule(config: ConfigDict, steps_per_epoch: int, num_epochs: int) -> optax.Schedule:
+    """Learning rate by step: `learning_rate` times a factor.
+
+    'exponential': `learning_rate_decay ** epoch`, epochs from 0. Down to 0 over the whole run, at
+    `t` from 0 to 1: 'linear', `1 - t`, and 'cosine', `(1 + cos(pi t)) / 2` (Loshchilov and Hutter,
+    2017, arXiv 1608.03983). Whichever it is, the first `warmup` of all steps take the rate up from
+    0, by a line, and `t` runs over those that are left: so 'linear' is a one-cycle schedule (Smith
+    and Topin, 2018, arXiv 1708.07120).
 
     Args:
       config: the group `optimizer` of a configuration.
       steps_per_epoch: the last, smaller batch counted.
+      num_epochs: of the whole run.
     """
+    num_steps = steps_per_epoch * num_epochs
+    warmup_steps = round(config.warmup * num_steps)
+
+    def factor(step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+        if config.schedule == "exponential":
+            # In integers: a rounded quotient, as of optax.exponential_decay, puts some epochs a
+            # step late, those of 41 steps for one.
+            return config.learning_rate_decay ** (step // steps_per_epoch)
+        t = jnp.clip((step - warmup_steps) / (num_steps - warmup_steps), 0, 1)
+        return 1 - t if config.schedule == "linear" else (1 + jnp.cos(jnp.pi * t)) / 2
 
     def schedule(step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
-        # In integers: a rounded quotient, as of optax.exponential_decay, puts some epochs a step
-        # late, those of 41 steps for one.
-        return config.learning_rate * config.learning_rate_decay ** (step // steps_per_epoch)
+        rate = config.learning_rate * factor(step)
+        # The first step has a rate already: one of 0 would be a step for nothing.
+        return rate * jnp.minimum((step + 1) / warmup_steps, 1) if warmup_steps else rate
 
     return schedule
 

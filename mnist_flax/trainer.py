@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mnist_flax import data, evaluate, mesh, optimizer, runtime
+from mnist_flax import augment, data, evaluate, mesh, optimizer, runtime
 from mnist_flax.background import lower_priority
 from mnist_flax.errors import UserError
 from mnist_flax.progress import Progress
@@ -24,7 +24,13 @@ _WAITS_PER_EPOCH = 8
 
 
 class Trainer:
-    """The compiled functions of a run, its data on the device.
+    """The compiled functions of a run, or of replicas of it, its data on the device.
+
+    Args:
+      config: the whole configuration.
+      dataset: what to train and to evaluate on.
+      seeds: of replicas, which are trained together; None: one run, of `config.seed`. All that is
+        said of a run holds for each of them, along a leading axis.
 
     Attributes:
       state: replaced by every step.
@@ -35,60 +41,83 @@ class Trainer:
       state_like: the state's shapes, types and shardings.
     """
 
-    def __init__(self, config: ConfigDict, dataset: data.Dataset):
+    def __init__(
+        self, config: ConfigDict, dataset: data.Dataset, seeds: Sequence[int] | None = None
+    ):
         self._config = config
+        self._num_replicas = num_replicas = None if seeds is None else len(seeds)
         num_images = len(dataset.train)
         self.batches = [
             (start, min(config.batch_size, num_images - start))
             for start in range(0, num_images, config.batch_size)
         ]
         started = time.perf_counter()
-        replicated = mesh.replicated()
-        seed = np.uint32(config.seed)
-        create = create_initializer(config, len(self.batches)).lower(seed)
+        own = mesh.sharding(mesh.OWN, num_replicas)
+        seed = np.uint32(config.seed if seeds is None else seeds)
+        create = create_initializer(config, len(self.batches), num_replicas).lower(seed)
         self.state_like = state = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own),
             create.out_info,
         )
-        self.schedule = optimizer.create_schedule(config.optimizer, len(self.batches))
-        self._train = data.Split(*map(mesh.spread, dataset.train))
+        self.schedule = optimizer.create_schedule(
+            config.optimizer, len(self.batches), config.num_epochs
+        )
+        spread = functools.partial(mesh.spread, num_replicas=num_replicas)
+        self._train = data.Split(*map(spread, dataset.train))
         self.splits = {"test": dataset.test}
         if dataset.validation is not None:
             self.splits["validation"] = dataset.validation
+        views = config.evaluation
         self._images = {
-            name: list(map(mesh.spread, evaluate.split_batches(split.images)))
+            name: list(map(spread, evaluate.split_batches(split.images, views.num_views)))
             for name, split in self.splits.items()
         }
         normalize = functools.partial(data.normalize, mean=dataset.mean, std=dataset.std)
         options = runtime.compiler_options()
         permute = jax.jit(
-            functools.partial(shuffle, num_images=num_images), out_shardings=replicated
+            mesh.on_devices(
+                functools.partial(shuffle, num_images=num_images),
+                (mesh.OWN, mesh.REPLICATED),
+                mesh.OWN,
+                num_replicas=num_replicas,
+            ),
+            out_shardings=own,
         ).lower(state.key, 0)
         step = jax.jit(
-            functools.partial(train_step, augment_config=config.augment, normalize=normalize),
+            functools.partial(
+                train_step, config=config, normalize=normalize, num_replicas=num_replicas
+            ),
             static_argnames="batch_size",
             donate_argnames="state",
-            out_shardings=replicated,
+            out_shardings=own,
             compiler_options=options,
         )
 
-        @functools.partial(jax.jit, out_shardings=replicated, compiler_options=options)
-        @functools.partial(
-            jax.shard_map,
-            mesh=replicated.mesh,
-            in_specs=(mesh.REPLICATED, mesh.SPREAD),
-            out_specs=mesh.SPREAD,
-            check_vma=False,
-        )
-        def predict(variables: dict[str, Any], images: jax.Array) -> jax.Array:
+        def apply(variables: dict[str, Any], images: jax.Array) -> jax.Array:
             return state.apply_fn(variables, normalize(images), train=False)
 
+        def predict(variables: dict[str, Any], key: jax.Array, images: jax.Array) -> jax.Array:
+            return evaluate.predict(
+                functools.partial(apply, variables),
+                augment.views(key, images, config.augment, views.num_views, views.strength),
+            )
+
+        predict = jax.jit(
+            mesh.on_devices(
+                predict,
+                (mesh.OWN, mesh.OWN, mesh.SPREAD),
+                mesh.OWN_SPREAD,
+                num_replicas=num_replicas,
+            ),
+            out_shardings=own,
+            compiler_options=options,
+        )
+
         def compile_step(size: int) -> jax.stages.Compiled:
-            order = jax.ShapeDtypeStruct((num_images,), jnp.int32, sharding=replicated)
-            return step.lower(state, *self._train, order, 0, batch_size=size).compile()
+            return step.lower(state, *self._train, permute.out_info, 0, batch_size=size).compile()
 
         def compile_predict(images: jax.Array) -> jax.stages.Compiled:
-            return predict.lower(state.variables, images).compile()
+            return predict.lower(state.evaluated, state.key, images).compile()
 
         self._compiler = compiler = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         on_cpu = jax.default_backend() == "cpu"
@@ -109,7 +138,8 @@ class Trainer:
         programs = [*self._steps.values(), *self._predict.values()]
         try:
             # Beside the step's compilation.
-            self.state = create.compile()(seed)
+            self._create = create.compile()
+            self.state = self._create(seed)
             self._shuffle = permute.compile()
             self._copy = jax.jit(_copy).lower(state).compile()
             for program in programs[: 1 if on_cpu else None]:
@@ -118,6 +148,10 @@ class Trainer:
             self.close()
             raise
         self.compile_seconds = time.perf_counter() - started
+
+    def restart(self, seeds: Sequence[int]) -> None:
+        """Begins anew, with other replicas, as many as before."""
+        self.state = self._create(np.uint32(seeds))
 
     def close(self) -> None:
         """Gives up what is not yet being compiled; the process's end waits for what is."""
@@ -134,10 +168,10 @@ class Trainer:
           check: called between steps, after the same ones in every process; may raise.
 
         Returns:
-          The metrics of each step, float32 `[steps]`.
+          The metrics of each step, float32 `[steps]`, or `[steps, replicas]`.
 
         Raises:
-          UserError: the loss is no longer finite.
+          UserError: the loss is no longer finite; of replicas, each is left to itself.
         """
         order = self._shuffle(self.state.key, epoch)
         wait_every = max(2, math.ceil(len(self.batches) / _WAITS_PER_EPOCH))
@@ -150,13 +184,13 @@ class Trainer:
                 jax.block_until_ready(history[-2:][0])
             waits = index % wait_every == 0 or index == len(self.batches)
             if waits:
-                loss = float(metrics.loss)
-                progress.update(start + size, loss, float(metrics.accuracy))
-                if not math.isfinite(loss):
+                loss, accuracy = (float(np.mean(values)) for values in metrics)
+                progress.update(start + size, loss, accuracy)
+                if not math.isfinite(loss) and self._num_replicas is None:
                     raise self.diverged(epoch)
             if waits or jax.process_count() == 1:
                 check()
-        return StepMetrics(*np.asarray(jax.device_get(history)).T)
+        return StepMetrics(*map(np.stack, zip(*jax.device_get(history), strict=True)))
 
     def copy_state(self) -> tuple[TrainState, bool]:
         """A copy of the state, which no step is given.
@@ -185,15 +219,18 @@ class Trainer:
         return program.result()
 
     def evaluate(self, name: str) -> evaluate.Evaluation:
-        """Evaluates the whole split 'test' or 'validation'."""
-        variables = self.state.variables
+        """Evaluates a run on the whole split 'test' or 'validation'."""
+        return evaluate.evaluate(self.predict(name), self.splits[name].labels)
+
+    def predict(self, name: str) -> np.ndarray:
+        """The logits of a split, float32 `[n, classes]`, or `[replicas, n, classes]`."""
+        variables = self.state.evaluated
         logits = [
-            self._wait_for(self._predict[len(batch)], variables)(variables, batch)
+            self._wait_for(self._predict[len(batch)], variables)(variables, self.state.key, batch)
             for batch in self._images[name]
         ]
-        labels = self.splits[name].labels
         # The last batch may be filled up with images that are none.
-        return evaluate.evaluate(np.concatenate(jax.device_get(logits))[: len(labels)], labels)
+        return np.concatenate(jax.device_get(logits), axis=-2)[..., : len(self.splits[name]), :]
 
 
 def _copy(state: TrainState) -> tuple[TrainState, jax.Array]:

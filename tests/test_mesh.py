@@ -88,17 +88,9 @@ for shape, dtype in (((50, 4, 4, 1), np.uint8), ((50, 3), np.uint8), ((50,), np.
     array = rng.integers(0, 200, shape).astype(dtype)
     spread = mesh.spread(array)
     indices = rng.permutation(50)[:11]
-    take = jax.jit(
-        jax.shard_map(
-            mesh.take,
-            mesh=mesh.create_mesh(11),
-            in_specs=(mesh.SPREAD, mesh.REPLICATED),
-            out_specs=mesh.REPLICATED,
-            check_vma=False,
-        )
-    )
+    take = mesh.on_devices(mesh.take, (mesh.SPREAD, mesh.REPLICATED), mesh.REPLICATED, 11)
     held = [shard.data.shape[0] for shard in spread.addressable_shards]
-    same = np.array_equal(take(spread, indices), array[indices])
+    same = np.array_equal(jax.jit(take)(spread, indices), array[indices])
     found.append([len(spread), held, same])
 sizes = {size: list(mesh.create_mesh(size).devices.shape) for size in (8, 54, 11, 64)}
 print(json.dumps([found, sizes]))
@@ -113,4 +105,4 @@ print(json.dumps([found, sizes]))
     )
     found, sizes = json.loads(done.stdout)
     assert found == [[56, [7] * 8, True]] * 3
-    assert sizes == {"8": [8, 1], "54": [2, 4], "11": [1, 8], "64": [8, 1]}
+    assert sizes == {"8": [1, 8, 1], "54": [1, 2, 4], "11": [1, 1, 8], "64": [1, 8, 1]}

@@ -8,7 +8,7 @@ from mnist_flax.optimizer import create_schedule
 
 
 def test_schedule_is_a_staircase_by_epochs():
-    schedule = create_schedule(default.get_config().optimizer, steps_per_epoch=30)
+    schedule = create_schedule(default.get_config().optimizer, steps_per_epoch=30, num_epochs=20)
     rates = [float(schedule(step)) for step in range(61)]
     np.testing.assert_allclose(rates[:30], 0.003, rtol=1e-6)
     np.testing.assert_allclose(rates[30:60], 0.003 * 0.99, rtol=1e-6)
@@ -20,7 +20,7 @@ def test_every_epoch_begins_on_its_step(steps_per_epoch):
     """Compiled, as in training, where a rounded quotient would be late."""
     config = default.get_config().optimizer
     config.learning_rate_decay = 0.5
-    schedule = jax.jit(create_schedule(config, steps_per_epoch))
+    schedule = jax.jit(create_schedule(config, steps_per_epoch, 20))
     for epoch in range(1, 20):
         for step, rate in ((-1, 0.5 ** (epoch - 1)), (0, 0.5**epoch)):
             actual = float(schedule(jnp.int32(epoch * steps_per_epoch + step)))
@@ -30,5 +30,5 @@ def test_every_epoch_begins_on_its_step(steps_per_epoch):
 def test_a_decay_of_one_is_constant():
     config = default.get_config().optimizer
     config.learning_rate_decay = 1.0
-    schedule = create_schedule(config, steps_per_epoch=5)
+    schedule = create_schedule(config, steps_per_epoch=5, num_epochs=20)
     assert float(schedule(1_000)) == pytest.approx(0.003, rel=1e-6)

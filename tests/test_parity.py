@@ -212,7 +212,7 @@ def _train(changes: dict[str, float | bool]) -> tuple[np.ndarray, Tree]:
     """
     config = default.get_config().optimizer
     config.update(changes)
-    optimizer = create_optimizer(config, create_schedule(config, steps_per_epoch=3))
+    optimizer = create_optimizer(config, create_schedule(config, steps_per_epoch=3, num_epochs=20))
     update = jax.jit(optimizer.update)
     model, variables = _small_model("-".join(ORIGINAL)), _load_variables("-".join(ORIGINAL))
     state = optimizer.init(variables["params"])

@@ -27,9 +27,7 @@ def test_augmentation_differs_between_steps(tiny_config):
         jax.debug.callback(lambda x: seen.append(np.asarray(x)), pixels)
         return data.normalize(pixels, 0.13, 0.31)
 
-    step = functools.partial(
-        train_step, batch_size=1, augment_config=tiny_config.augment, normalize=record
-    )
+    step = functools.partial(train_step, batch_size=1, config=tiny_config, normalize=record)
     only = jnp.zeros(1, jnp.int32)
     for _ in range(3):
         state, _ = jax.jit(step)(state, images, only, only, 0)
@@ -48,7 +46,7 @@ def test_the_step_lowers_for_every_platform(dtype):
     step = functools.partial(
         train_step,
         batch_size=config.batch_size,
-        augment_config=config.augment,
+        config=config,
         normalize=functools.partial(data.normalize, mean=0.1307, std=0.3081),
     )
     exported = jax.export.export(jax.jit(step), platforms=("cpu", "cuda", "tpu"))(
