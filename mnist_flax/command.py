@@ -1,5 +1,6 @@
 """Commands that take a recipe: `--config FILE`, its overrides, and their own flags."""
 
+import functools
 import os
 import pathlib
 import re
@@ -14,14 +15,16 @@ from mnist_flax import config as config_lib
 from mnist_flax import interrupt
 from mnist_flax.errors import LostProcess, UserError
 
-_DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "default.py"
+_RECIPES = pathlib.Path(__file__).parents[1] / "configs"
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="The recipe; configs/default.py if none.", lock_config=True
+    "config", help_string="The recipe; a default of configs/ if none.", lock_config=True
 )
 
 
-def start(main: Callable[[ConfigDict], None]) -> None:
+def start(main: Callable[[ConfigDict], None], default_recipe: str = "default.py") -> None:
     """Calls `main` with the configuration that the command line asks for, and exits.
+
+    `default_recipe` is the file of `configs/` that is taken where `--config` is not given.
 
     A `UserError` is one line and status 2; SIGTERM and Ctrl-C are a line that says how to go on,
     and status 143 and 130; another process of the run that has died is a line and status 1.
@@ -34,7 +37,7 @@ def start(main: Callable[[ConfigDict], None]) -> None:
 
     interrupt.install()
     try:
-        app.run(run, flags_parser=_parse_flags)
+        app.run(run, flags_parser=functools.partial(_parse_flags, default_recipe))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -56,7 +59,7 @@ def _again(workdir: str) -> str:
     return shlex.join(["python", *arguments])
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
+def _parse_flags(default_recipe: str, argv: Sequence[str]) -> list[str]:
     """Parses and checks everything that was asked for.
 
     Raises:
@@ -64,7 +67,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     """
     config_lib.check_overrides(argv)
     if not any(re.match(r"--?config(=|$)", argument) for argument in argv):
-        argv = [argv[0], f"--config={_DEFAULT}", *argv[1:]]
+        argv = [argv[0], f"--config={_RECIPES / default_recipe}", *argv[1:]]
     try:
         positional = flags.FLAGS(argv)[1:]
         recipe = config_flags.get_config_filename(flags.FLAGS["config"])

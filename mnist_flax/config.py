@@ -82,6 +82,10 @@ _TEXTS = Field(
     "a tuple of texts",
 )
 
+BASE = "base"  # the recipe of a study that has no overrides
+_VARIANT_NAME = r"[\w,+=-][\w ,+=-]*"  # also that of a folder
+_SHARED = r"(seed$|dataset\.|checkpoint\.|wandb\.|study\.)"  # fields that no variant may change
+
 FIELDS: dict[str, Field] = {
     "seed": _integer(0, 2**32 - 1),
     "num_epochs": _integer(1, 1_000_000),
@@ -159,19 +163,70 @@ def check(config: ConfigDict) -> None:
     Raises:
       UserError: names the first field that is wrong, its value and what is allowed.
     """
+    _check_fields(config)
+    _check_dataset(config.dataset)
+    _check_network(config.model)
+    is_sample = config.dataset.source == "sample"
+    check_sizes(config, data.SAMPLE_TRAIN_SIZE if is_sample else data.TRAIN_SIZE)
+    recipes(config)
+
+
+def recipes(config: ConfigDict) -> dict[str, ConfigDict]:
+    """What a study compares: 'base', which is `config`, and `config.study.variants`, by name.
+
+    Raises:
+      UserError: names the variant, what is wrong with it and what is allowed.
+    """
+    named = {BASE: _without_variants(config)}
+    variants = config.get("study", {}).get("variants", {})
+    if not isinstance(variants, ConfigDict):
+        raise _refused("study.variants", variants, "a name and the fields that differ, for each")
+    for name, overrides in variants.items():
+        where = f"config.study.variants[{name!r}]"
+        if name == BASE or not re.fullmatch(_VARIANT_NAME, name):
+            raise UserError(
+                f"{where} is not allowed; allowed: other names than {BASE!r}, of letters, digits, "
+                "spaces and ,+=-_"
+            )
+        if not isinstance(overrides, ConfigDict) or not len(overrides):
+            raise UserError(f"{where} is not allowed; allowed: the fields that differ, in groups")
+        try:
+            named[name] = _overridden(named[BASE], flatten(overrides))
+            check(named[name])
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+    return named
+
+
+def _without_variants(config: ConfigDict) -> ConfigDict:
+    copy = config.copy_and_resolve_references()
+    with copy.unlocked():
+        copy.study.variants = ConfigDict()
+    return copy
+
+
+def _overridden(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:
+    copy = config.copy_and_resolve_references()
+    for name, value in values.items():
+        if name not in FIELDS:
+            raise _unknown(name)
+        if re.match(_SHARED, name):
+            raise _refused(name, value, "the same in all variants")
+        with copy.ignore_type():
+            copy.update_from_flattened_dict({name: value})
+    return copy
+
+
+def _check_fields(config: ConfigDict) -> None:
     values = flatten(config)
     for name in values:
-        if name not in FIELDS:
+        if name not in FIELDS and not name.startswith("study.variants."):
             raise _unknown(name)
     for name, field in FIELDS.items():
         if name not in values:
             raise UserError(f"config.{name} is missing; allowed: {field.allowed}")
         if not field.accepts(values[name]):
             raise _refused(name, values[name], field.allowed)
-    _check_dataset(config.dataset)
-    _check_network(config.model)
-    is_sample = config.dataset.source == "sample"
-    check_sizes(config, data.SAMPLE_TRAIN_SIZE if is_sample else data.TRAIN_SIZE)
 
 
 def check_sizes(config: ConfigDict, train_size: int, num_devices: int = 1) -> None:

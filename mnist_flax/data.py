@@ -104,6 +104,16 @@ def load(config: ConfigDict, seed: int) -> Dataset:
     return Dataset(config.name, source, class_names, train, validation, test, mean, std, note)
 
 
+def describe(dataset: Dataset) -> str:
+    """A line on what the data are."""
+    sizes = f"{len(dataset.train):,} training and {len(dataset.test):,} test images"
+    if dataset.validation is not None:
+        sizes = f"{sizes}, {len(dataset.validation):,} set aside"
+    if dataset.source == "sample":
+        return f"Data: {dataset.title}! {sizes} ({dataset.note})"
+    return f"Data: {dataset.title}, {sizes}"
+
+
 def check_validation_size(size: int, train_size: int) -> None:
     """Checks that a validation split of `size` leaves some of `train_size` images to train on.
 

@@ -1,9 +1,10 @@
-"""What JAX and XLA are told before a program is compiled; for speed alone."""
+"""What JAX and XLA run on, and what they are told before a program is compiled."""
 
 import functools
 import os
 
 import jax
+import psutil
 
 # XLA may hand operations on a CPU to YNNPACK. Its matrix products and reductions are quick (a step
 # of the default recipe took a tenth longer without the former), its convolutions took two to twelve
@@ -32,3 +33,19 @@ def compiler_options() -> dict[str, str]:
     except jax.errors.JaxRuntimeError:  # XLA's flags come and go between versions
         return {}
     return _CPU_OPTIONS
+
+
+def describe_devices() -> str:
+    """A line on what computes."""
+    devices = jax.devices()
+    count = f"{len(devices)} " if len(devices) > 1 else ""
+    hosts = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"Device{'s' if count else ''}: {count}{devices[0].device_kind}{hosts}"
+
+
+def memory() -> int:
+    """Bytes of a device's memory that there are for this process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    # CPUs, virtual ones too, share the machine's.
+    shared = psutil.virtual_memory().available // jax.local_device_count()
+    return stats.get("bytes_limit", shared)

@@ -43,6 +43,7 @@ class Tracker:
         say: Callable[[str], None],
         enabled: bool = True,
     ):
+        self.offline_folder = ""
         self._run = None
         self._say = say
         self._background = None
@@ -123,30 +124,35 @@ class Tracker:
 
     def finish(
         self, summary: Mapping[str, Any], exit_code: int = 0, timeout: float | None = None
-    ) -> None:
+    ) -> bool:
         """Sends what is left and ends the run; waits so long at most, then gives W&B up.
 
         Args:
           summary: the run's results, numbers and texts.
           exit_code: other than 0 marks the run as failed.
           timeout: seconds; None: two minutes.
+
+        Returns:
+          Whether W&B has it all, in its offline folder or by its server.
         """
         if self._background is None:
-            return
+            return False
 
         def finish() -> None:
             self._run.summary.update(dict(summary))
             self._run.finish(exit_code=exit_code)
             if self._run.settings.mode == "offline":
-                self._say(f"W&B run kept offline; upload it: wandb sync {self._folder}")
+                self.offline_folder = self._folder
 
         self._submit(finish)
-        if not self._background.close(_FINISH_SECONDS if timeout is None else timeout):
+        answered = self._background.close(_FINISH_SECONDS if timeout is None else timeout)
+        if not answered:
             left = f"; upload what is left: wandb sync {self._folder}" if self._run else ""
             self._say(f"W&B does not answer{left}")
             _end_service()  # else Python would wait for it at its exit, for ever
         elif self._background.failed and not _services():
             _end_service()  # else its exit hook would fail, at length
+        return answered and not self._background.failed
 
     def _submit(self, job: Callable[[], None]) -> None:
         if self._background is not None:

@@ -59,9 +59,9 @@ def run(config: ConfigDict, workdir: str) -> None:
         path, folder = _open_workdir(config, workdir)
         progress = Progress(config.num_epochs, len(dataset.train), quiet=folder is None)
         progress.line(f"Workdir: {path}")
-        progress.line(_describe(dataset))
+        progress.line(data.describe(dataset))
         trainer = Trainer(config, dataset)
-        progress.line(f"{_describe_devices()}, compiled in {trainer.compile_seconds:.1f} s")
+        progress.line(f"{runtime.describe_devices()}, compiled in {trainer.compile_seconds:.1f} s")
         try:
             _Run(config, dataset, path, folder, trainer, progress).complete()
         finally:
@@ -324,15 +324,3 @@ def _summarize(
     }
 
 
-def _describe(dataset: data.Dataset) -> str:
-    sizes = f"{len(dataset.train):,} training and {len(dataset.test):,} test images"
-    if dataset.source == "sample":
-        return f"Data: {dataset.title}! {sizes} ({dataset.note})"
-    return f"Data: {dataset.title}, {sizes}"
-
-
-def _describe_devices() -> str:
-    devices = jax.devices()
-    count = f"{len(devices)} " if len(devices) > 1 else ""
-    hosts = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    return f"Device{'s' if count else ''}: {count}{devices[0].device_kind}{hosts}"

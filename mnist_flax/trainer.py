@@ -35,6 +35,7 @@ class Trainer:
     Attributes:
       state: replaced by every step.
       splits: those to evaluate, by name.
+      num_replicas: how many are trained together; None: one run.
       schedule: learning rate by step.
       batches: (start, size) of an epoch's batches; the last may be smaller.
       compile_seconds: how long tracing and compiling have been waited for.
@@ -45,7 +46,7 @@ class Trainer:
         self, config: ConfigDict, dataset: data.Dataset, seeds: Sequence[int] | None = None
     ):
         self._config = config
-        self._num_replicas = num_replicas = None if seeds is None else len(seeds)
+        self.num_replicas = num_replicas = None if seeds is None else len(seeds)
         num_images = len(dataset.train)
         self.batches = [
             (start, min(config.batch_size, num_images - start))
@@ -153,6 +154,21 @@ class Trainer:
         """Begins anew, with other replicas, as many as before."""
         self.state = self._create(np.uint32(seeds))
 
+    def finish_compiling(self) -> None:
+        """Waits for all programs, so that none is compiled beside the training."""
+        for program in (*self._steps.values(), *self._predict.values()):
+            self._wait_for(program, None)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of a device's memory that the largest program takes, the data included."""
+        sizes = []
+        for program in (*self._steps.values(), *self._predict.values()):
+            needed = program.result().memory_analysis()
+            both = needed.argument_size_in_bytes + needed.output_size_in_bytes
+            sizes.append(both + needed.temp_size_in_bytes - needed.alias_size_in_bytes)
+        return max(sizes)
+
     def close(self) -> None:
         """Gives up what is not yet being compiled; the process's end waits for what is."""
         self._compiler.shutdown(wait=False, cancel_futures=True)
@@ -186,7 +202,7 @@ class Trainer:
             if waits:
                 loss, accuracy = (float(np.mean(values)) for values in metrics)
                 progress.update(start + size, loss, accuracy)
-                if not math.isfinite(loss) and self._num_replicas is None:
+                if not math.isfinite(loss) and self.num_replicas is None:
                     raise self.diverged(epoch)
             if waits or jax.process_count() == 1:
                 check()

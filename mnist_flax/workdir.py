@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mnist_flax.config import flatten
@@ -17,6 +17,9 @@ try:
     import fcntl
 except ImportError:  # Windows has no such lock
     fcntl = None
+
+# Whether a field, by name, may differ from the flat configuration of before.
+MayDiffer = Callable[[str, dict[str, Any], dict[str, Any]], bool]
 
 _NAMED = 8  # differing fields, in an error
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
@@ -31,7 +34,9 @@ class Workdir:
       figures: the folder in it for pictures.
     """
 
-    def __init__(self, path: str, config: dict[str, Any]) -> None:
+    def __init__(
+        self, path: str, config: dict[str, Any], may_differ: MayDiffer | None = None
+    ) -> None:
         """Makes the folder, a dated one if `path` is empty, or goes on with the run that it holds.
 
         Until the process ends, no other can have the folder.
@@ -39,16 +44,16 @@ class Workdir:
         Raises:
           UserError: the folder holds another run, or one that is going on, or cannot be written.
         """
-        check_workdir(path, config)
+        check_workdir(path, config, may_differ)
         try:
             self.path = _make(path) if path else _make_dated()
             self._lock = _lock(self.path)
-            check_workdir(str(self.path), config)  # again: another run may have been here first
+            check_workdir(str(self.path), config, may_differ)  # again: another run may have been here first
             self.figures = self.path / "figures"
             self.figures.mkdir(exist_ok=True)
             self._config = json.dumps(config, indent=2) + "\n"
             if _read_config(self.path) is None:
-                self._write("config.json", self._config)
+                self.write("config.json", self._config)
         except OSError as error:
             raise _unusable(path, error) from None
 
@@ -66,7 +71,7 @@ class Workdir:
         """Makes metrics.jsonl hold these lines and no others."""
         text = "".join(map(_line, records))
         if text or self.has_metrics:
-            self._write("metrics.jsonl", text)
+            self.write("metrics.jsonl", text)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl and sees it to the disk; a part of a line never stays."""
@@ -82,14 +87,23 @@ class Workdir:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes summary.json."""
-        self._write("summary.json", json.dumps(summary, indent=2) + "\n")
+        self.write_json("summary.json", summary)
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Writes a file of finite numbers, texts and lists and dictionaries of them."""
+        self.write(name, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def reopen(self) -> None:
         """There are epochs to come: config.json says how many, and summary.json goes."""
-        self._write("config.json", self._config)
+        self.write("config.json", self._config)
         (self.path / "summary.json").unlink(missing_ok=True)
 
-    def _write(self, name: str, text: str) -> None:
+    def write(self, name: str, text: str) -> None:
+        """Writes a file, whole or not at all, and sees it to the disk.
+
+        Raises:
+          UserError: it cannot be written.
+        """
         partial = self.path / f"{name}.partial"
         try:
             with open(partial, "w") as file:
@@ -109,8 +123,22 @@ def versions() -> dict[str, str]:
     }
 
 
-def check_workdir(path: str, config: dict[str, Any]) -> None:
+def may_extend(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a run may go on with another value of a field: with more epochs.
+
+    Not where the learning rate's schedule depends on their number.
+    """
+    is_number = name == "num_epochs" and isinstance(before.get(name), int)
+    return is_number and 0 < before[name] < now[name] and now["optimizer.schedule"] == "exponential"
+
+
+def check_workdir(path: str, config: dict[str, Any], may_differ: MayDiffer | None = None) -> None:
     """Checks, before there is anything to write, that a run of `config` can go on in `path`.
+
+    Args:
+      path: as of `Workdir`.
+      config: the whole configuration.
+      may_differ: `may_extend` if None.
 
     Raises:
       UserError: it holds a run of another configuration, or it or the folder to make it in cannot
@@ -124,15 +152,24 @@ def check_workdir(path: str, config: dict[str, Any]) -> None:
         raise UserError(f"--workdir={folder}: {existing} cannot be written")
     before = _read_config(folder) if path else None
     if before is not None:
-        _check_same(folder, before, _as_json(config))
+        check_same(f"--workdir={folder}", before, config, may_differ or may_extend)
 
 
-def _check_same(folder: pathlib.Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    before, now = flatten(before), flatten(now)
-    differing = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
-    epochs = before.get("num_epochs")
-    extends = isinstance(epochs, int) and 0 < epochs < now["num_epochs"]
-    if differing and not (extends and differing == ["num_epochs"]):
+def check_same(
+    where: str, before: dict[str, Any], config: dict[str, Any], may_differ: MayDiffer
+) -> None:
+    """Checks that a configuration is that of before, but for the fields that may differ.
+
+    Raises:
+      UserError: says `where` another configuration is, and which fields differ.
+    """
+    before, now = flatten(before), flatten(_as_json(config))
+    differing = [
+        name
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name) and not may_differ(name, before, now)
+    ]
+    if differing:
         fields = [
             f"config.{name}={before.get(name)!r} (now {now.get(name)!r})"
             for name in differing
@@ -141,7 +178,7 @@ def _check_same(folder: pathlib.Path, before: dict[str, Any], now: dict[str, Any
         named = ", ".join(fields[:_NAMED])
         named += f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
         raise UserError(
-            f"--workdir={folder} holds a run with {named}; allowed: the same configuration, "
+            f"{where} holds a run with {named}; allowed: the same configuration, "
             "or a larger config.num_epochs, or a new folder"
         )
 

@@ -1,0 +1,315 @@
+"""Runs a study: trains the replicas of a recipe and its variants, and reports on them."""
+
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from mnist_flax import config as config_lib
+from mnist_flax import data, evaluate, interrupt, runtime
+from mnist_flax.background import Background
+from mnist_flax.errors import UserError
+from mnist_flax.findings import Findings
+from mnist_flax.interrupt import Interrupted
+from mnist_flax.progress import StudyProgress
+from mnist_flax.replica import Replica, ReplicaStore
+from mnist_flax.tracking import Tracker
+from mnist_flax.trainer import Trainer
+from mnist_flax.workdir import Workdir, check_same, check_workdir, versions
+
+_MEMORY_SHARE = 0.9  # of a device's memory, for the largest program
+_REPORT_SECONDS = 60  # at least, between the reports of a study that is going on
+_ABORT_SECONDS = 5  # for W&B, when a study is broken off
+
+
+def run(config: ConfigDict, workdir: str, ensemble: bool = False) -> None:
+    """Trains all replicas that are not finished in `workdir`, and reports on all that are.
+
+    Args:
+      config: as `configs/study.py` returns.
+      workdir: a folder, new or that of the study to go on with; empty for a dated one.
+      ensemble: whether to average networks too.
+
+    Raises:
+      UserError: the configuration, the data or the folder cannot be used.
+      Interrupted: a signal stopped it.
+    """
+    config_lib.check(config)
+    check_workdir(workdir, config.to_dict(), _may_differ)
+    runtime.use_compilation_cache()
+    dataset = data.load(config.dataset, config.seed)
+    study = Study(config, dataset, Workdir(workdir, config.to_dict(), _may_differ), ensemble)
+    with interrupt.deferred():
+        study.complete()
+
+
+def _may_differ(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """More seeds and other variants are welcome: each replica is checked by itself."""
+    del before, now
+    return name.startswith(("study.", "wandb.", "checkpoint."))
+
+
+class Study:
+    """The replicas of a study, those that are finished and those to come.
+
+    Args:
+      config: the whole configuration.
+      dataset: what to train and to evaluate on; the images set aside are the same for all.
+      folder: the study's.
+      ensemble: whether to average networks too.
+
+    Raises:
+      UserError: a variant does not fit the data, or a finished replica is another's.
+    """
+
+    def __init__(
+        self, config: ConfigDict, dataset: data.Dataset, folder: Workdir, ensemble: bool
+    ):
+        self._dataset = dataset
+        self._folder = folder
+        self._settings = config.study
+        self._recipes = config_lib.recipes(config)
+        num_images = len(dataset.train) + len(dataset.validation or ())
+        for recipe in self._recipes.values():
+            config_lib.check_sizes(recipe, num_images, jax.device_count())
+        self._seeds = range(config.seed, config.seed + config.study.num_seeds)
+        self._store = ReplicaStore(folder.path / "replicas")
+        self._finished = {
+            (name, seed): replica
+            for name in self._recipes
+            for seed in self._seeds
+            if (replica := self._load(name, seed)) is not None
+        }
+        folder.reopen()
+        self._findings = Findings(
+            config, dataset, list(self._recipes), self._seeds, folder, self._store, ensemble
+        )
+        self._reported = time.monotonic()
+        self._trainers: dict[tuple[str, int], Trainer] = {}
+        left = [self._recipes[name].num_epochs for name, seeds in self._plan() for _ in seeds]
+        self._progress = StudyProgress(
+            len(dataset.train) * sum(left), self._num_replicas, len(self._finished)
+        )
+        self._track = True
+        self._is_offline = False
+        self._tracking = Background("W&B stopped", self._progress.line)
+
+    @property
+    def _num_replicas(self) -> int:
+        return len(self._recipes) * len(self._seeds)
+
+    def complete(self) -> None:
+        """Trains the replicas that are left, and writes the findings."""
+        say = self._progress.line
+        try:
+            say(f"Workdir: {self._folder.path}")
+            say(data.describe(self._dataset))
+            say(
+                f"Study: {len(self._recipes)} recipes, {len(self._seeds)} seeds each, "
+                f"{len(self._finished)} of {self._num_replicas} replicas finished; "
+                f"{runtime.describe_devices()}"
+            )
+            for replica in self._finished.values():
+                self._tracking.submit(self._send, replica)
+            for name, seeds in self._plan():
+                while seeds:
+                    trainer = self._trainer(name, seeds)
+                    together, seeds = seeds[: trainer.num_replicas], seeds[trainer.num_replicas :]
+                    self._train(name, trainer, together)
+                if time.monotonic() - self._reported > _REPORT_SECONDS:
+                    self._report()
+            self._report()
+            self._progress.close()
+            for line in self._findings.lines():
+                say(line)
+            if not self._tracking.close(0):
+                say("Waiting for W&B")
+                self._tracking.close()
+            if self._is_offline:
+                say(f"W&B runs kept offline; upload them: wandb sync {self._folder.path}/wandb/off*")
+            say(f"Done: {self._folder.path / 'study.md'}")
+        except BaseException as error:
+            self._progress.close()
+            self._track = False
+            self._tracking.close(_ABORT_SECONDS)
+            if isinstance(error, Interrupted):
+                share = f"with {len(self._finished)} of {self._num_replicas} replicas finished"
+                raise Interrupted(error.number, share, str(self._folder.path)) from None
+            raise
+        finally:
+            for trainer in self._trainers.values():
+                trainer.close()
+
+    def _plan(self) -> Iterator[tuple[str, list[int]]]:
+        """The replicas to be trained, those together that can be.
+
+        Seed by seed where they are trained one after another, so that a study that is broken off
+        has something of every variant.
+        """
+        size = self._settings.num_together
+        if not size:
+            # There, several in one program took longer than one after another.
+            size = 1 if jax.default_backend() == "cpu" else len(self._seeds)
+        for start in range(0, len(self._seeds), size):
+            for name in self._recipes:
+                part = self._seeds[start : start + size]
+                seeds = [seed for seed in part if (name, seed) not in self._finished]
+                if seeds:
+                    yield name, seeds
+
+    def _trainer(self, name: str, seeds: Sequence[int]) -> Trainer:
+        """One for these seeds, or for the first of them, as many as the memory has room for."""
+        room = _MEMORY_SHARE * runtime.memory()
+        number = len(seeds)
+        while True:
+            trainer = self._trainers.get((name, number))
+            if trainer is not None:
+                trainer.restart(seeds[:number])
+                return trainer
+            trainer = Trainer(self._recipes[name], self._dataset, seeds[:number])
+            trainer.finish_compiling()
+            if trainer.memory <= room or number == 1:
+                self._trainers[name, number] = trainer
+                return trainer
+            trainer.close()
+            number = max(1, min(number - 1, int(number * room / trainer.memory)))
+            self._progress.line(f"{name}: the memory has room for {number} replicas at a time")
+
+    def _train(self, name: str, trainer: Trainer, seeds: Sequence[int]) -> None:
+        """Trains replicas to their end, and keeps what they come to."""
+        recipe, number = self._recipes[name], len(seeds)
+        label = f"{name}, seed {seeds[0]}" + (f" to {seeds[-1]}" if number > 1 else "")
+        num_images = len(self._dataset.train)
+        records: list[list[dict[str, Any]]] = [[] for _ in seeds]
+        train_seconds = 0.0
+        for epoch in range(1, recipe.num_epochs + 1):
+            self._progress.start(f"{label}, epoch {epoch}/{recipe.num_epochs}", number)
+            started = time.perf_counter() - trainer.compile_seconds
+            metrics = trainer.train_epoch(epoch, self._progress, _check_signals)
+            seconds = time.perf_counter() - trainer.compile_seconds - started
+            train_seconds += seconds
+            self._progress.finish_epoch(num_images)
+            validation = self._evaluate(trainer, "validation")
+            sizes = [size for _, size in trainer.batches]
+            losses, accuracies = (np.average(values, axis=0, weights=sizes) for values in metrics)
+            for index, of_replica in enumerate(records):
+                record = {
+                    "epoch": epoch,
+                    "step": epoch * len(sizes),
+                    "train/loss": float(losses[index]),
+                    "train/accuracy": float(accuracies[index]),
+                    "learning_rate": float(trainer.schedule((epoch - 1) * len(sizes))),
+                    "seconds": seconds / number,
+                }
+                if validation:
+                    record |= {
+                        "validation/loss": validation[index].loss,
+                        "validation/accuracy": validation[index].accuracy,
+                    }
+                of_replica.append(record)
+        splits = {"test": self._evaluate(trainer, "test")}  # once, when nothing is left to decide
+        if validation:
+            splits["validation"] = validation
+        for index, seed in enumerate(seeds):
+            results = {split: of_split[index] for split, of_split in splits.items()}
+            replica = Replica(
+                variant=name,
+                seed=seed,
+                run_id=secrets.token_hex(4),
+                data=self._dataset.title,
+                config=self._config_of(name, seed).to_dict(),
+                records=records[index],
+                results={split: _summarize(result) for split, result in results.items()},
+                train_seconds=train_seconds / number,
+                compile_seconds=trainer.compile_seconds / number,
+                num_together=number,
+                device=runtime.describe_devices(),
+                versions=versions(),
+            )
+            self._store.save(
+                replica, {split: result.probabilities for split, result in results.items()}
+            )
+            self._finished[name, seed] = replica
+            self._tracking.submit(self._send, replica)
+            test = results["test"]
+            self._progress.finish_replica(
+                f"{name}, seed {seed}  {len(test.misclassified):,} test errors, "
+                f"{test.accuracy:.2%}  {replica.train_seconds:.1f} s"
+            )
+
+    def _evaluate(self, trainer: Trainer, split: str) -> list[evaluate.Evaluation]:
+        """The replicas' results on a split; none if there is no such split."""
+        if split not in trainer.splits:
+            return []
+        labels = trainer.splits[split].labels
+        return [evaluate.evaluate(logits, labels) for logits in trainer.predict(split)]
+
+    def _report(self) -> None:
+        self._findings.write(list(self._finished.values()))
+        self._reported = time.monotonic()
+
+    def _config_of(self, name: str, seed: int) -> ConfigDict:
+        """What `main.py` would train such a replica with."""
+        config = self._recipes[name].copy_and_resolve_references()
+        with config.unlocked():
+            config.seed = seed
+            config.wandb.group = config.wandb.group or self._folder.path.name
+        return config
+
+    def _load(self, name: str, seed: int) -> Replica | None:
+        """A finished replica, if it is there and the same as would be trained now."""
+        replica = self._store.load(name, seed)
+        if replica is None:
+            return None
+        where = f"--workdir={self._folder.path}: replica {name}, seed {seed},"
+        check_same(where, replica.config, self._config_of(name, seed).to_dict(), _may_differ)
+        if replica.data != self._dataset.title:
+            raise UserError(
+                f"{where} is of {replica.data}, and the data are now {self._dataset.title}; "
+                "allowed: the same data, or a new folder"
+            )
+        return replica
+
+    def _send(self, replica: Replica) -> None:
+        """Gives a replica to W&B, unless it has it."""
+        if not self._track or self._store.is_tracked(replica):
+            return
+        config = ConfigDict(replica.config)
+        tracker = Tracker(
+            config,
+            str(self._folder.path),
+            replica.run_id,
+            name=f"{replica.variant}-seed{replica.seed}",
+            extra_config={"variant": replica.variant, "data": replica.data},
+            extra_tags=["sample"] if self._dataset.source == "sample" else [],
+            say=self._progress.line,
+        )
+        for record in replica.records:
+            tracker.log(record["step"], {k: v for k, v in record.items() if v is not None})
+        results = {
+            f"{split}_{key}": value
+            for split, of_split in replica.results.items()
+            for key, value in of_split.items()
+            if value is not None
+        }
+        self._track = tracker.finish(results | {"train_seconds": replica.train_seconds})
+        if self._track:
+            self._store.set_tracked(replica)
+            self._is_offline |= bool(tracker.offline_folder)
+
+
+def _check_signals() -> None:
+    if number := interrupt.received():
+        raise Interrupted(number)
+
+
+def _summarize(result: evaluate.Evaluation) -> dict[str, Any]:
+    return {
+        "loss": result.loss,
+        "accuracy": result.accuracy,
+        "num_errors": len(result.misclassified),
+    }

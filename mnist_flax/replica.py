@@ -1,0 +1,139 @@
+"""What a study keeps of each replica: its numbers as JSON, its probabilities beside them."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from mnist_flax.errors import UserError
+
+_TRACKED = ".tracked"  # marks a replica that W&B has
+
+
+@dataclasses.dataclass(frozen=True)
+class Replica:
+    """A variant trained from one seed.
+
+    Attributes:
+      variant: its name.
+      seed: of its initialisation, its orders and its augmentation.
+      run_id: W&B's name for it.
+      data: the title of the data.
+      config: its whole configuration.
+      records: a line an epoch, as of metrics.jsonl; a number that is not finite is None.
+      results: by split, 'test' and perhaps 'validation': 'loss', 'accuracy' (0..1), 'num_errors'.
+      train_seconds: of training alone; of replicas trained together, an equal share.
+      compile_seconds: likewise, of tracing and compiling.
+      num_together: how many were trained together.
+      device: its kind.
+      versions: of Python and the libraries.
+    """
+
+    variant: str
+    seed: int
+    run_id: str
+    data: str
+    config: dict[str, Any]
+    records: list[dict[str, Any]]
+    results: dict[str, dict[str, Any]]
+    train_seconds: float
+    compile_seconds: float
+    num_together: int
+    device: str
+    versions: dict[str, str]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether its loss is a number: False for a replica that diverged."""
+        return self.results["test"]["loss"] is not None
+
+    def accuracy(self, split: str) -> float:
+        """Share of right predictions, 0..1."""
+        return self.results[split]["accuracy"]
+
+
+class ReplicaStore:
+    """The folder of finished replicas, `VARIANT/SEED.json` and `.npz`; each is there or is not."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+
+    def save(self, replica: Replica, probabilities: dict[str, np.ndarray]) -> None:
+        """Writes a replica, and its probabilities by split, `[n, classes]`, to the disk.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        path = self._path(replica.variant, replica.seed)
+        content = json.dumps(finite(dataclasses.asdict(replica)), indent=1, allow_nan=False)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            arrays = {name: array.astype(np.float32) for name, array in probabilities.items()}
+            with open(path.with_suffix(".npz"), "wb") as file:
+                np.savez_compressed(file, **arrays)
+                os.fsync(file.fileno())
+            partial = path.with_suffix(".partial")
+            with open(partial, "w") as file:
+                file.write(content + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)  # last: from now on it is finished
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from None
+
+    def load(self, variant: str, seed: int) -> Replica | None:
+        """Reads a finished replica; None if there is none.
+
+        Raises:
+          UserError: its file is damaged.
+        """
+        path = self._path(variant, seed)
+        try:
+            replica = Replica(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(
+                f"{path} cannot be read: {error}; allowed: to delete it, which trains it anew"
+            ) from None
+        return replica
+
+    def probabilities(self, replica: Replica, split: str) -> np.ndarray:
+        """A replica's probabilities for the images of a split, float32 `[n, classes]`.
+
+        Raises:
+          UserError: their file is missing or damaged.
+        """
+        path = self._path(replica.variant, replica.seed)
+        try:
+            with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
+                return arrays[split]
+        except Exception as error:  # of the system, of zip or of NumPy's format
+            raise UserError(
+                f"{path.with_suffix('.npz')} cannot be read: {error}; allowed: to delete {path}, "
+                "which trains it anew"
+            ) from None
+
+    def is_tracked(self, replica: Replica) -> bool:
+        """Whether W&B has it."""
+        return self._path(replica.variant, replica.seed).with_suffix(_TRACKED).exists()
+
+    def set_tracked(self, replica: Replica) -> None:
+        """Notes that W&B has it."""
+        self._path(replica.variant, replica.seed).with_suffix(_TRACKED).touch()
+
+    def _path(self, variant: str, seed: int) -> pathlib.Path:
+        return self._folder / variant / f"{seed}.json"
+
+
+def finite(value: Any) -> Any:
+    """The same, with None for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
