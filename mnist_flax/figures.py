@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 DPI = 130
 MAX_DIGITS = 1_000  # of one figure: 20 x 50, 10,000 pixels high; W&B's table has them all
 
-_INK = "#222222"
+INK = "#222222"
 _RIGHT = "#1a9850"
 _WRONG = "#d73027"
 _OTHER = "#9aa5b1"
@@ -50,7 +50,7 @@ def augmentation_sheet(original: np.ndarray, augmented: np.ndarray, title: str) 
     for index, image in enumerate(images):
         top, left = index // columns * height + gap, index % columns * width + gap
         sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
-    figure = _figure(10, rows + 0.7)
+    figure = create_figure(10, rows + 0.7)
     ax = figure.subplots()
     ax.imshow(sheet, cmap="gray", vmin=0, vmax=255)
     ax.add_patch(
@@ -118,7 +118,7 @@ def curves(
       records: the lines of metrics.jsonl, one an epoch.
       title: names the data.
     """
-    figure = _figure(11, 4.7)
+    figure = create_figure(11, 4.7)
     # Small batches scatter by thousands; 30 points an epoch, the original's steps, stay a line.
     group = -(-steps_per_epoch // 30)
     step_axis, step_losses, step_accuracies = (
@@ -174,7 +174,7 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str], title: str) -> Fig
       class_names: the classes' names.
       title: names the data.
     """
-    figure = _figure(8, 7.4)
+    figure = create_figure(8, 7.4)
     ax = figure.subplots()
     is_diagonal = np.eye(len(matrix), dtype=bool)
     errors = np.ma.masked_where(is_diagonal, matrix)
@@ -185,7 +185,7 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str], title: str) -> Fig
         if row == column:
             ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color="#e4e7eb"))
         dark = row != column and count > 0.6 * highest
-        ax.text(column, row, f"{count:,}", ha="center", va="center", color="w" if dark else _INK)
+        ax.text(column, row, f"{count:,}", ha="center", va="center", color="w" if dark else INK)
     recalls = np.diag(matrix) / np.maximum(matrix.sum(1), 1)
     names = [f"{name}  ({recall:.1%})" for name, recall in zip(class_names, recalls, strict=True)]
     ax.set_xticks(range(len(matrix)), class_names, rotation=45 if _are_long(class_names) else 0)
@@ -199,7 +199,7 @@ _CELL_HEIGHT = 1.62  # of a digit, its header, bars and class digits; the width 
 _BAR_TOP, _BAR_BOTTOM = 1.02, 1.4
 
 
-def _figure(width: float, height: float) -> Figure:
+def create_figure(width: float, height: float) -> Figure:
     """An empty figure, sizes in inches, laid out with a margin."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
@@ -211,7 +211,7 @@ def _are_long(class_names: Sequence[str]) -> bool:
 
 
 def _empty(title: str) -> Figure:
-    figure = _figure(9, 1.6)
+    figure = create_figure(9, 1.6)
     figure.suptitle(title)
     figure.text(0.5, 0.35, "none", ha="center", fontsize=16, color=_RIGHT)
     return figure
@@ -284,7 +284,7 @@ def _draw_bars(ax: Axes, labels: np.ndarray, probabilities: np.ndarray, columns:
     ax.add_collection(PolyCollection(vertices, facecolors=colors.ravel()))
     for label in range(num_classes):
         is_true = labels == label
-        for part, color in ((is_true, _RIGHT), (~is_true, _INK)):
+        for part, color in ((is_true, _RIGHT), (~is_true, INK)):
             ax.scatter(
                 left[part, label] + 0.42 * width,
                 bottom[part, label] + 0.08,

@@ -66,9 +66,7 @@ class Study:
       UserError: a variant does not fit the data, or a finished replica is another's.
     """
 
-    def __init__(
-        self, config: ConfigDict, dataset: data.Dataset, folder: Workdir, ensemble: bool
-    ):
+    def __init__(self, config: ConfigDict, dataset: data.Dataset, folder: Workdir, ensemble: bool):
         self._dataset = dataset
         self._folder = folder
         self._settings = config.study
@@ -86,7 +84,7 @@ class Study:
         }
         folder.reopen()
         self._findings = Findings(
-            config, dataset, list(self._recipes), self._seeds, folder, self._store, ensemble
+            config, dataset, list(self._recipes), folder, self._store, ensemble
         )
         self._reported = time.monotonic()
         self._trainers: dict[tuple[str, int], Trainer] = {}
@@ -122,15 +120,17 @@ class Study:
                     self._train(name, trainer, together)
                 if time.monotonic() - self._reported > _REPORT_SECONDS:
                     self._report()
-            self._report()
+            words = self._report()
             self._progress.close()
-            for line in self._findings.lines():
+            for line in words:
                 say(line)
             if not self._tracking.close(0):
                 say("Waiting for W&B")
                 self._tracking.close()
             if self._is_offline:
-                say(f"W&B runs kept offline; upload them: wandb sync {self._folder.path}/wandb/off*")
+                say(
+                    f"W&B runs kept offline; upload them: wandb sync {self._folder.path}/wandb/off*"
+                )
             say(f"Done: {self._folder.path / 'study.md'}")
         except BaseException as error:
             self._progress.close()
@@ -248,9 +248,10 @@ class Study:
         labels = trainer.splits[split].labels
         return [evaluate.evaluate(logits, labels) for logits in trainer.predict(split)]
 
-    def _report(self) -> None:
-        self._findings.write(list(self._finished.values()))
+    def _report(self) -> list[str]:
+        words = self._findings.write(list(self._finished.values()))
         self._reported = time.monotonic()
+        return words
 
     def _config_of(self, name: str, seed: int) -> ConfigDict:
         """What `main.py` would train such a replica with."""

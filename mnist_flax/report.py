@@ -42,6 +42,7 @@ class Report:
         track: bool = True,
     ):
         self._workdir = workdir
+        self._say = say
         self._dataset = dataset
         self._steps_per_epoch = steps_per_epoch
         self._drawing = Background("drawing failed", say)
@@ -100,6 +101,8 @@ class Report:
         self._workdir.write_summary(summary)
         scalars = {k: v for k, v in summary.items() if isinstance(v, int | float | str)}
         self._tracker.finish(scalars)
+        if folder := self._tracker.offline_folder:
+            self._say(f"W&B run kept offline; upload it: wandb sync {folder}")
 
     def abort(self) -> None:
         """Ends a run that did not come to its end; its finished epochs stay."""

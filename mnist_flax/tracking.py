@@ -21,6 +21,9 @@ class Tracker:
     The first failure is reported and ends the tracking. With mode 'disabled' the package is not
     even imported.
 
+    Attributes:
+      offline_folder: of a finished run that waits to be uploaded; else empty.
+
     Args:
       config: the whole configuration; its group `wandb` says where and how.
       workdir: where the run's files go, in a folder `wandb`.

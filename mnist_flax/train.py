@@ -322,5 +322,3 @@ def _summarize(
         "versions": versions(),
         "config": config.to_dict(),
     }
-
-

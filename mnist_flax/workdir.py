@@ -48,7 +48,9 @@ class Workdir:
         try:
             self.path = _make(path) if path else _make_dated()
             self._lock = _lock(self.path)
-            check_workdir(str(self.path), config, may_differ)  # again: another run may have been here first
+            check_workdir(
+                str(self.path), config, may_differ
+            )  # again: another run may have been here first
             self.figures = self.path / "figures"
             self.figures.mkdir(exist_ok=True)
             self._config = json.dumps(config, indent=2) + "\n"

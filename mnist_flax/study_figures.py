@@ -1,0 +1,117 @@
+"""The pictures of a study, as matplotlib figures."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from mnist_flax.figures import INK, create_figure
+
+_BASE, _BETTER, _WORSE, _SAME = "#222222", "#1a9850", "#d73027", "#7b8794"
+_CURVES = ("#4575b4", "#d95f02", "#7570b3", "#1a9850", "#d73027", "#222222")
+
+
+class Bar(NamedTuple):
+    """A recipe in `study`; accuracies in percent.
+
+    Attributes:
+      name: at the left.
+      points: of each seed.
+      mean: of the points.
+      interval: confidence limits of the mean; None if there are none.
+      note: at the right.
+      change: 1, -1: found to be better or worse than the base; 0: neither.
+      is_base: whether it is what the others are compared with.
+    """
+
+    name: str
+    points: Sequence[float]
+    mean: float
+    interval: tuple[float, float] | None
+    note: str
+    change: int
+    is_base: bool
+
+
+def study(bars: Sequence[Bar], title: str) -> Figure:
+    """Test accuracies: a row a recipe, a point a seed, the mean with its interval.
+
+    Args:
+      bars: from the top.
+      title: names the data.
+    """
+    figure = create_figure(10, 1.9 + 0.42 * len(bars))
+    ax = figure.subplots()
+    for row, bar in enumerate(bars):
+        color = _BASE if bar.is_base else (_SAME, _BETTER, _WORSE)[bar.change]
+        # One above the other where they would hide each other.
+        offsets = np.linspace(-0.22, 0.22, len(bar.points)) if len(bar.points) > 1 else [0]
+        ax.plot(bar.points, row + np.array(offsets), "o", color=color, alpha=0.45, markersize=4)
+        if bar.interval is not None:
+            ax.plot(bar.interval, [row, row], "-", color=color, linewidth=2.2)
+        ax.plot(bar.mean, row, "D", color=color, markersize=7)
+        ax.annotate(
+            bar.note,
+            (1, row),
+            xycoords=("axes fraction", "data"),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=color,
+        )
+        if bar.is_base:
+            ax.axvline(bar.mean, color=_BASE, linewidth=0.8, linestyle=":")
+    ax.set_yticks(range(len(bars)), [bar.name for bar in bars])
+    ax.set_ylim(len(bars) - 0.4, -0.6)
+    ax.set_xlabel("test accuracy, %")
+    ax.xaxis.set_major_locator(MaxNLocator(8))
+    ax.ticklabel_format(axis="x", useOffset=False)
+    ax.grid(axis="x", alpha=0.3)
+    key = [
+        Line2D([], [], marker="o", linestyle="", color=INK, alpha=0.45, markersize=4),
+        Line2D([], [], marker="D", linestyle="-", color=INK, markersize=7),
+    ]
+    ax.legend(
+        key,
+        ["a seed", "mean and its 95 % confidence interval"],
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=2,
+        frameon=False,
+        fontsize=9,
+    )
+    figure.suptitle(title)
+    return figure
+
+
+def ensembles(
+    curves: Mapping[str, Sequence[tuple[int, float, float, float]]], title: str
+) -> Figure:
+    """Test accuracy by the number of networks that are averaged.
+
+    Args:
+      curves: by recipe, from the smallest: size, and the ensembles' mean accuracy and the limits
+        of 95 % of them, percent.
+      title: names the data.
+    """
+    figure = create_figure(8, 4.6)
+    ax = figure.subplots()
+    for index, (name, points) in enumerate(curves.items()):
+        size, mean, low, high = map(np.array, zip(*points, strict=True))
+        color = _CURVES[index % len(_CURVES)]
+        ax.fill_between(size, low, high, color=color, alpha=0.2, linewidth=0)
+        ax.plot(size, mean, "o-", color=color, label=name)
+    sizes = sorted({point[0] for points in curves.values() for point in points})
+    ax.set_xscale("log")
+    ax.set_xticks(sizes, list(map(str, sizes)))
+    ax.set_xticks([], minor=True)
+    ax.set(xlabel="networks averaged", ylabel="test accuracy, %")
+    ax.ticklabel_format(axis="y", useOffset=False)
+    ax.grid(alpha=0.3)
+    ax.legend(loc="lower right", frameon=False)
+    figure.suptitle(f"{title}\nmean over drawn ensembles, and 95 % of them")
+    return figure
