@@ -129,7 +129,8 @@ class Study:
                 self._tracking.close()
             if self._is_offline:
                 say(
-                    f"W&B runs kept offline; upload them: wandb sync {self._folder.path}/wandb/off*"
+                    "W&B runs kept offline; upload them: wandb sync "
+                    f"{self._folder.path}/wandb/offline-*"
                 )
             say(f"Done: {self._folder.path / 'study.md'}")
         except BaseException as error:

@@ -1,0 +1,22 @@
+"""The original's three claims, on a CPU: strided convolution, batch norm, augmentation.
+
+python -m mnist_flax.study --config configs/claims.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    """Returns the default recipe with five epochs, and a variant for each claim."""
+    config = default.get_config()
+    config.num_epochs = 5
+    config.dataset.validation_size = 5_000
+    config.study.num_seeds = 3
+    config.study.variants = {
+        "max pooling": {"model": {"downsample": "max"}},
+        "layer norm": {"model": {"norm": "layer"}},
+        "no augmentation": {"augment": {"enabled": False}},
+    }
+    return config
