@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.num_epochs = 1
     config.batch_size = 128
     config.augment.enabled = False  # in one epoch no image is seen twice
-    config.model.channels = ((8,), (32,), (64,))
+    config.model.channels = ((8,), (16,), (32,))
     config.model.kernel_sizes = ((5,), (5,), (3,))
     config.model.downsample = "avg"  # on a CPU, the gradient of max takes as long as a convolution
     config.optimizer.learning_rate = 0.02

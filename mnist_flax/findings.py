@@ -104,8 +104,9 @@ class Findings:
 
     def _rows(self, replicas: Sequence[Replica]) -> list[Row]:
         """The recipes that have finished replicas, the best at the top."""
+        ordered = sorted(replicas, key=lambda replica: replica.seed)
         by_name = {
-            name: {replica.seed: replica for replica in replicas if replica.variant == name}
+            name: {replica.seed: replica for replica in ordered if replica.variant == name}
             for name in self._names
         }
         base = by_name[BASE]
@@ -175,7 +176,9 @@ class Findings:
     ) -> str:
         replicas = [replica for row in rows for replica in row.replicas]
         finished, wanted = len(replicas), len(self._names) * self._config.study.num_seeds
-        epochs = sorted({replica.config["num_epochs"] for replica in replicas})
+        epochs = " or ".join(
+            _count(number, "epoch") for number in sorted({r.config["num_epochs"] for r in replicas})
+        )
         last = replicas[-1]
         part = "" if finished == wanted else f" **{finished} of {wanted} replicas are finished.**"
         versions = ", ".join(
@@ -185,12 +188,12 @@ class Findings:
         lines = [
             f"# {self._folder.path.name}",
             "",
-            f"{self._dataset.title}, {sizes}, {'/'.join(map(str, epochs))} epochs. "
+            f"{self._dataset.title}, {sizes}, {epochs}. "
             f"{last.device}; {versions}; {now:%Y-%m-%d}.{part}",
             "",
             *self._table(rows),
             "",
-            *self._notes(rows),
+            *(f"- {note}" for note in self._notes(rows)),
             "",
             "## In words",
             "",
@@ -208,7 +211,8 @@ class Findings:
     def _table(self, rows: Sequence[Row]) -> list[str]:
         has_validation = self._dataset.validation is not None
         columns = ["recipe", "n", *(["validation accuracy, %"] if has_validation else [])]
-        columns += ["test accuracy, %", "test errors", "difference to the base, points", "p", "s"]
+        columns += ["test accuracy, %", "test errors", "difference to the base, points", "p"]
+        columns += ["training, s", "compiling, s"]
         lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
         for row in rows:
             errors = row.errors
@@ -225,6 +229,7 @@ class Findings:
                 f"{errors.mean:.1f}{margin}",
                 *self._difference_cells(row.difference),
                 f"{np.mean([replica.train_seconds for replica in row.replicas]):.3g}",
+                f"{max(r.compile_seconds * r.num_together for r in row.replicas):.3g}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
         return lines
@@ -257,7 +262,11 @@ class Findings:
                 f"t-test's (scipy.stats.ttest_rel) on the test errors, with Bonferroni's "
                 f"correction for {num_comparisons} comparisons."
             )
-        notes.append("s: a replica's seconds of training, without compiling and evaluation.")
+        together = sorted({replica.num_together for row in rows for replica in row.replicas})
+        notes.append(
+            "Training: seconds a replica, without compiling and evaluation; "
+            f"{' or '.join(map(str, together))} trained together. Compiling: once a recipe."
+        )
         if validation is not None and len(rows) > 1:
             best = max(
                 rows, key=lambda row: np.mean([r.accuracy("validation") for r in row.replicas])
@@ -392,6 +401,10 @@ def _spread(num_errors: np.ndarray) -> tuple[float, float, float]:
 
 def _words_of_ensemble(name: str, draws: ensembles.Draws) -> str:
     return f"{name}: ensembles of {draws.size}: {draws.num_errors.mean():.1f} test errors in mean"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _p(value: float) -> str:

@@ -67,6 +67,8 @@ class Study:
     """
 
     def __init__(self, config: ConfigDict, dataset: data.Dataset, folder: Workdir, ensemble: bool):
+        if folder.has_metrics:
+            raise UserError(f"--workdir={folder.path} holds a run; allowed: a new folder")
         self._dataset = dataset
         self._folder = folder
         self._settings = config.study
@@ -107,8 +109,8 @@ class Study:
             say(f"Workdir: {self._folder.path}")
             say(data.describe(self._dataset))
             say(
-                f"Study: {len(self._recipes)} recipes, {len(self._seeds)} seeds each, "
-                f"{len(self._finished)} of {self._num_replicas} replicas finished; "
+                f"Study: {self._num_replicas} replicas (recipes: {len(self._recipes)}, seeds: "
+                f"{len(self._seeds)}), {len(self._finished)} of them finished; "
                 f"{runtime.describe_devices()}"
             )
             for replica in self._finished.values():
