@@ -25,11 +25,11 @@ class Draws(NamedTuple):
     is_all: bool
 
 
-def sizes(num_replicas: int, asked: int) -> list[int]:
-    """Sizes to show the way to `asked`, up to the number of replicas."""
+def sizes(asked: int) -> list[int]:
+    """Sizes to show the way to the one that is asked for."""
     powers = (10**power for power in range(6))
     known = {step * power for power in powers for step in _STEPS}
-    return sorted({size for size in known if size <= num_replicas} | {asked, num_replicas})
+    return sorted({size for size in known if size < asked} | {asked})
 
 
 def draw(key: jax.Array, probabilities: np.ndarray, labels: np.ndarray, size: int) -> Draws:

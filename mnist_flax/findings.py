@@ -134,11 +134,10 @@ class Findings:
             return []
         probabilities = [self._store.probabilities(replica, "test") for replica in row.replicas]
         key = jax.random.fold_in(jax.random.key(self._seed), 4)
-        sizes = [size for size in ensembles.sizes(len(row.replicas), asked) if size <= asked]
         labels = self._dataset.test.labels
         return [
             ensembles.draw(jax.random.fold_in(key, size), np.stack(probabilities), labels, size)
-            for size in sizes
+            for size in ensembles.sizes(asked)
         ]
 
     def _points(self, errors: float) -> float:
@@ -161,7 +160,7 @@ class Findings:
             same = "the same for every seed" if n > 1 else "one seed"
             return f"{row.name}: not tested ({same}): {-self._points(mean):+.3f} points{diverged}"
         interval = f"{-self._points(high):+.3f} to {-self._points(low):+.3f}"
-        numbers = f"{-self._points(mean):+.3f} points ({interval}), p = {_p(p)}"
+        numbers = f"{-self._points(mean):+.3f} points ({interval}), {_p_is(p)}"
         if not row.change:
             return f"{row.name}: no difference found (n = {n}): {numbers}{diverged}"
         verdict = "better" if row.change > 0 else "worse"
@@ -385,8 +384,8 @@ class Findings:
         if row.difference.p is None:
             return "not tested"
         if not row.change:
-            return f"no difference found, p = {_p(row.difference.p)}"
-        return f"{-self._points(row.difference.mean):+.2f} points, p = {_p(row.difference.p)}"
+            return f"no difference found, {_p_is(row.difference.p)}"
+        return f"{-self._points(row.difference.mean):+.2f} points, {_p_is(row.difference.p)}"
 
 
 def _errors(replica: Replica) -> int:
@@ -409,3 +408,7 @@ def _count(number: int, noun: str) -> str:
 
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _p_is(value: float) -> str:
+    return f"p {_p(value)}" if value < 0.001 else f"p = {_p(value)}"

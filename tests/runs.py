@@ -45,19 +45,24 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 class Run(subprocess.Popen):
-    """`python main.py ARGUMENTS`, going on; its output is in a file.
+    """`python main.py ARGUMENTS`, or another `command`, going on; its output is in a file.
 
     Attributes:
       log: the file.
     """
 
     def __init__(
-        self, log: pathlib.Path, *arguments: str, prefix: tuple[str, ...] = (), **env: str
+        self,
+        log: pathlib.Path,
+        *arguments: str,
+        prefix: tuple[str, ...] = (),
+        command: tuple[str, ...] = (str(ROOT / "main.py"),),
+        **env: str,
     ) -> None:
         self.log = log
         with open(log, "wb") as file:
             super().__init__(
-                [*prefix, sys.executable, str(ROOT / "main.py"), *arguments],
+                [*prefix, sys.executable, *command, *arguments],
                 cwd=ROOT,
                 env=environment(**env),
                 stdin=subprocess.DEVNULL,

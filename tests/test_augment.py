@@ -126,3 +126,31 @@ def test_disabled():
     config.enabled = False
     images = random_images((3, 28, 28))
     assert augment.augment(jax.random.key(0), images, config) is images
+
+
+def test_views_are_the_image_and_gentler_maps_of_it():
+    config = default.get_config().augment
+    config.translation = 0.0
+    images = np.asarray(random_images((3, 28, 28)))
+    views = augment.views(jax.random.key(0), images, config, 4, 0.2)
+    assert views.shape == (4, 3, 28, 28, 1)
+    np.testing.assert_array_equal(views[0], images)
+    # At a fifth of the ranges, 3 degrees and 4 %, SciPy's map of the same parameters.
+    gentle = default.get_config().augment
+    gentle.update(rotation=3.0, translation=0.0, scale=(0.96, 1.04))
+    params = augment.sample_params(jax.random.fold_in(jax.random.key(0), 3), 3, 28, gentle)
+    assert np.abs(np.rad2deg(params.angle)).max() <= 3
+    for view in range(3):
+        for image in range(3):
+            theirs = scipy_affine(
+                images[image, ..., 0], params.angle[view], (0, 0), params.scale[view], order=0
+            )
+            assert np.mean(views[view + 1, image, ..., 0] != theirs) < 0.01
+
+
+def test_views_without_strength_are_the_image():
+    config = default.get_config().augment
+    images = random_images((2, 28, 28))
+    views = augment.views(jax.random.key(0), images, config, 3, 0.0)
+    np.testing.assert_array_equal(views, np.broadcast_to(images, views.shape))
+    assert augment.views(jax.random.key(0), images, config, 1, 0.5).shape == (1, 2, 28, 28, 1)

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from configs import default, quick
+from configs import claims, default, ensemble, quick, record, speedrun, study
 from mnist_flax import config as config_lib
 from mnist_flax.errors import UserError
 
@@ -62,7 +62,10 @@ def set_field(config, name, value):
         config[last] = value
 
 
-@pytest.mark.parametrize("recipe", [default, quick])
+RECIPES = [claims, default, ensemble, quick, record, speedrun, study]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)
 def test_recipes_are_accepted(recipe):
     config_lib.check(recipe.get_config())
 
@@ -177,3 +180,47 @@ def test_default_is_the_original():
     assert (config.augment.rotation, config.augment.translation) == (15, 0.15)
     assert config.augment.scale == (0.8, 1.2)
     assert config.augment.interpolation == "nearest"
+
+
+def with_variants(**variants):
+    config = default.get_config()
+    config.study.variants = variants
+    return config
+
+
+def test_recipes_of_a_study():
+    config = with_variants(
+        plain={"augment": {"enabled": False}},
+        constant={"optimizer": {"learning_rate_decay": 1, "weight_decay": 0.0}},
+    )
+    config_lib.check(config)
+    recipes = config_lib.recipes(config)
+    assert list(recipes) == ["base", "constant", "plain"]
+    for name, recipe in recipes.items():
+        assert recipe.augment.enabled == (name != "plain")
+        assert recipe.optimizer.learning_rate_decay == (1 if name == "constant" else 0.99)
+        assert not recipe.study.variants
+    assert len(config.study.variants) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "says"),
+    [
+        ("a", {"model": {"nrom": "layer"}}, "config.model.nrom is not a field; allowed: model.cha"),
+        ("a", {"model": {"norm": "lair"}}, "config.model.norm='lair' is not allowed; allowed: one"),
+        ("a", {"model": {"padding": "SAME", "num_groups": 5, "norm": "group"}}, "a divisor of 36"),
+        ("a", {"seed": 3}, "config.seed=3 is not allowed; allowed: the same in all variants"),
+        ("a", {"dataset": {"name": "kmnist"}}, "allowed: the same in all variants"),
+        ("a", {}, "allowed: the fields that differ"),
+        ("a", 3, "allowed: the fields that differ"),
+        ("base", {"num_epochs": 3}, "allowed: other names"),
+        ("a/b", {"num_epochs": 3}, "allowed: other names"),
+        ("", {"num_epochs": 3}, "allowed: other names"),
+    ],
+)
+def test_bad_variants_are_refused_by_name(name, overrides, says):
+    with pytest.raises(UserError) as error:
+        config_lib.check(with_variants(**{name: overrides}))
+    message = str(error.value)
+    assert message.startswith(f"config.study.variants[{name!r}]") and says in message
+    assert "\n" not in message

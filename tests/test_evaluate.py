@@ -40,3 +40,27 @@ def test_batches_hold_every_image_in_its_place(count, monkeypatch):
 def test_an_accelerator_takes_larger_batches(monkeypatch):
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")
     assert list(map(len, evaluate.split_batches(np.zeros((10_000, 1, 1, 1))))) == [2_000] * 5
+
+
+def test_views_count_by_their_probabilities():
+    """Two views of one image: 0.8 and 0.2 of the first class are 0.5, whatever the logits' size."""
+    probabilities = np.array([[0.8, 0.2], [0.2, 0.8], [0.3, 0.7], [0.5, 0.5]], np.float32)
+    views = np.arange(4.0, dtype=np.float32).reshape(2, 2, 1, 1, 1)  # [views, images, 1, 1, 1]
+
+    def apply(images):
+        return np.log(probabilities)[images[:, 0, 0, 0].astype(int)] + 5 * images[:, :, 0, 0]
+
+    logits = evaluate.predict(apply, views)
+    np.testing.assert_allclose(np.exp(logits), [[0.55, 0.45], [0.35, 0.65]], rtol=1e-5)
+
+
+def test_one_view_is_the_network_itself():
+    views = np.ones((1, 3, 2, 2, 1), np.float32)
+    np.testing.assert_array_equal(evaluate.predict(lambda x: x[:, 0, :, 0], views), np.ones((3, 2)))
+
+
+def test_views_make_batches_smaller(monkeypatch):
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    images = np.zeros((1_000, 1, 1, 1))
+    assert list(map(len, evaluate.split_batches(images, 5))) == [400, 400, 200]
+    assert list(map(len, evaluate.split_batches(images[:2], 3_000))) == [1, 1]

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import default
@@ -32,3 +33,36 @@ def test_a_decay_of_one_is_constant():
     config.learning_rate_decay = 1.0
     schedule = create_schedule(config, steps_per_epoch=5, num_epochs=20)
     assert float(schedule(1_000)) == pytest.approx(0.003, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_schedules_end_at_zero(kind):
+    """Against optax's, over 3 epochs of 10 steps."""
+    config = default.get_config().optimizer
+    config.schedule = kind
+    theirs = (
+        optax.linear_schedule(0.003, 0, 30)
+        if kind == "linear"
+        else optax.cosine_decay_schedule(0.003, 30)
+    )
+    ours = jax.jit(create_schedule(config, 10, 3))
+    for step in range(31):
+        assert float(ours(step)) == pytest.approx(float(theirs(step)), rel=1e-5, abs=1e-9)
+
+
+def test_warmup_by_hand():
+    """A fifth of 20 steps up to the rate, and then a line down to 0 over the other 16."""
+    config = default.get_config().optimizer
+    config.update(schedule="linear", learning_rate=1.0, warmup=0.2)
+    schedule = create_schedule(config, 10, 2)
+    rates = [float(schedule(step)) for step in range(21)]
+    np.testing.assert_allclose(rates[:5], [0.25, 0.5, 0.75, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose(rates[4:], np.linspace(1, 0, 17), atol=1e-6)
+
+
+def test_warmup_of_the_exponential():
+    config = default.get_config().optimizer
+    config.warmup = 0.05
+    schedule = create_schedule(config, 10, 20)
+    assert float(schedule(0)) == pytest.approx(0.003 / 10)
+    assert float(schedule(10)) == pytest.approx(0.003 * 0.99, rel=1e-5)
