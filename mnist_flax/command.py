@@ -53,7 +53,8 @@ def start(main: Callable[[ConfigDict], None], default_recipe: str = "default.py"
 
 def _again(workdir: str) -> str:
     """The command line of this process, with the workdir that it chose by itself."""
-    arguments = list(sys.argv)
+    module = sys.modules["__main__"].__spec__
+    arguments = ["-m", module.name, *sys.argv[1:]] if module else list(sys.argv)
     if workdir and not any(re.match(r"--?workdir(=|$)", argument) for argument in arguments):
         arguments.append(f"--workdir={workdir}")
     return shlex.join(["python", *arguments])

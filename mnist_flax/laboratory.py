@@ -175,12 +175,15 @@ class Study:
                 return trainer
             trainer = Trainer(self._recipes[name], self._dataset, seeds[:number])
             trainer.finish_compiling()
-            if trainer.memory <= room or number == 1:
+            needed = trainer.memory
+            if needed <= room or number == 1:
                 self._trainers[name, number] = trainer
                 return trainer
             trainer.close()
-            number = max(1, min(number - 1, int(number * room / trainer.memory)))
-            self._progress.line(f"{name}: the memory has room for {number} replicas at a time")
+            number = max(1, min(number - 1, int(number * room / needed)))
+            self._progress.line(
+                f"{name}: the memory has room for {number} of {len(seeds)} replicas at a time"
+            )
 
     def _train(self, name: str, trainer: Trainer, seeds: Sequence[int]) -> None:
         """Trains replicas to their end, and keeps what they come to."""

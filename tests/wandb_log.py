@@ -61,7 +61,7 @@ def _finished_records(path: pathlib.Path) -> list[wandb_internal_pb2.Record]:
 
 
 class OfflineRun:
-    """The one offline run below a folder.
+    """The one offline run below a folder, or one of them by the name of its own.
 
     Attributes:
       run: its RunRecord (project, display_name, tags, run_group).
@@ -71,8 +71,8 @@ class OfflineRun:
       folder: of the run.
     """
 
-    def __init__(self, below: pathlib.Path) -> None:
-        (path,) = below.glob("**/offline-run-*/*.wandb")
+    def __init__(self, below: pathlib.Path, name: str = "offline-run-*") -> None:
+        (path,) = below.glob(f"**/{name}/*.wandb")
         self.folder = path.parent
         self.config, self.history, self.summary = {}, [], {}
         for record in _finished_records(path):
