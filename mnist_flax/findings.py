@@ -12,7 +12,6 @@ from mnist_flax import ensemble as ensembles
 from mnist_flax.comparison import Difference, Interval, mean_interval, paired_difference
 from mnist_flax.config import BASE, flatten
 from mnist_flax.data import Dataset
-from mnist_flax.errors import UserError
 from mnist_flax.replica import Replica, ReplicaStore
 from mnist_flax.workdir import Workdir
 
@@ -57,9 +56,6 @@ class Findings:
       folder: the study's.
       store: of the replicas.
       ensemble: whether to average networks too.
-
-    Raises:
-      UserError: there are fewer seeds than an ensemble has networks.
     """
 
     def __init__(
@@ -77,12 +73,6 @@ class Findings:
         self._folder = folder
         self._store = store
         self._ensemble = ensemble
-        self._seed = config.seed
-        if ensemble and config.study.ensemble_size > config.study.num_seeds:
-            raise UserError(
-                f"config.study.ensemble_size={config.study.ensemble_size} is not allowed with "
-                f"--ensemble; allowed: at most config.study.num_seeds={config.study.num_seeds}"
-            )
 
     def write(self, replicas: Sequence[Replica]) -> list[str]:
         """Writes study.json, study.md and the pictures.
@@ -133,7 +123,7 @@ class Findings:
         if len(row.replicas) < asked:
             return []
         probabilities = [self._store.probabilities(replica, "test") for replica in row.replicas]
-        key = jax.random.fold_in(jax.random.key(self._seed), 4)
+        key = jax.random.fold_in(jax.random.key(self._config.seed), 4)
         labels = self._dataset.test.labels
         return [
             ensembles.draw(jax.random.fold_in(key, size), np.stack(probabilities), labels, size)

@@ -39,9 +39,17 @@ def run(config: ConfigDict, workdir: str, ensemble: bool = False) -> None:
       Interrupted: a signal stopped it.
     """
     config_lib.check(config)
+    if ensemble and config.study.ensemble_size > config.study.num_seeds:
+        raise UserError(
+            f"config.study.ensemble_size={config.study.ensemble_size} is not allowed with "
+            f"--ensemble; allowed: at most config.study.num_seeds={config.study.num_seeds}"
+        )
     check_workdir(workdir, config.to_dict(), _may_differ)
     runtime.use_compilation_cache()
     dataset = data.load(config.dataset, config.seed)
+    num_images = len(dataset.train) + len(dataset.validation or ())
+    for recipe in config_lib.recipes(config).values():
+        config_lib.check_sizes(recipe, num_images, jax.device_count())
     study = Study(config, dataset, Workdir(workdir, config.to_dict(), _may_differ), ensemble)
     with interrupt.deferred():
         study.complete()
@@ -63,7 +71,7 @@ class Study:
       ensemble: whether to average networks too.
 
     Raises:
-      UserError: a variant does not fit the data, or a finished replica is another's.
+      UserError: a finished replica is another's, or the folder is that of a run.
     """
 
     def __init__(self, config: ConfigDict, dataset: data.Dataset, folder: Workdir, ensemble: bool):
@@ -73,9 +81,6 @@ class Study:
         self._folder = folder
         self._settings = config.study
         self._recipes = config_lib.recipes(config)
-        num_images = len(dataset.train) + len(dataset.validation or ())
-        for recipe in self._recipes.values():
-            config_lib.check_sizes(recipe, num_images, jax.device_count())
         self._seeds = range(config.seed, config.seed + config.study.num_seeds)
         self._store = ReplicaStore(folder.path / "replicas")
         self._finished = {

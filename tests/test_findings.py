@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from mnist_flax import data
-from mnist_flax.errors import UserError
 from mnist_flax.findings import Findings
 from mnist_flax.replica import ReplicaStore
 from mnist_flax.workdir import Workdir
@@ -160,9 +159,3 @@ def test_ensembles_of_the_replicas(study):
     assert "| 3 | 10, all | 100.000 | 100.00 to 100.00 |" in text
     assert "base: ensembles of 3: 0.0 test errors in mean" in words
     assert (study.path / "figures" / "ensemble.png").stat().st_size > 10_000
-
-
-def test_more_networks_than_seeds_are_refused(study):
-    study.config.study.ensemble_size = 6
-    with pytest.raises(UserError, match=r"ensemble_size=6 .* at most config.study.num_seeds=5"):
-        study(replicas_of(ERRORS), ensemble=True)

@@ -199,3 +199,25 @@ def test_a_variant_of_before_is_not_taken_for_another(in_process):
     in_process.path.rename(in_process.path.with_name("again"))
     with pytest.raises(UserError, match=r"other, seed 42, .*config.optimizer.b1=0.8 \(now 0.7\)"):
         in_process("again")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--ensemble"], "config.study.ensemble_size=10 is not allowed with --ensemble; allowed: "),
+        (["--config.study.num_seeds=0"], "config.study.num_seeds=0 is not allowed; allowed: an "),
+        (["--config.study.num_seed=3"], "config.study.num_seed is not a field; allowed: study."),
+    ],
+)
+def test_bad_flags_are_one_line(arguments, says, tmp_path):
+    done = study(*TINY, "--config.study.num_seeds=4", *arguments, f"--workdir={tmp_path}/study")
+    assert done.returncode == 2 and done.stdout == ""
+    assert says in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_run_is_not_taken_for_a_study(in_process, tmp_path):
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match="study holds a run; allowed: a new folder"):
+        in_process()
