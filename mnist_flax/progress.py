@@ -132,7 +132,9 @@ class StudyProgress(_Display):
     def update(self, images: int, loss: float | None = None, accuracy: float | None = None) -> None:
         """Shows `images` of the epoch done by each replica, and their mean loss and accuracy."""
         done = self._images_before + images * self._num_together
-        self._show(f"{self._label} ({done / self._num_images:.0%} of all)", done, loss, accuracy)
+        left = f", {self._left(done)} left" if done else ""
+        share = f"{self._label} ({done / self._num_images:.0%} of all{left})"
+        self._show(share, done, loss, accuracy)
 
     def finish_epoch(self, images: int) -> None:
         """Counts an epoch of so many images as done, by each replica."""
@@ -141,9 +143,12 @@ class StudyProgress(_Display):
     def finish_replica(self, text: str) -> None:
         """Writes the line of a replica."""
         self._num_finished += 1
-        elapsed = time.monotonic() - self._started
-        left = (self._num_images - self._images_before) * elapsed / max(self._images_before, 1)
         self.line(
             f"{self._num_finished:>{len(str(self._num_replicas))}}/{self._num_replicas}  {text}  "
-            f"{datetime.timedelta(seconds=round(left))} left"
+            f"{self._left(self._images_before)} left"
         )
+
+    def _left(self, images: int) -> datetime.timedelta:
+        """How long the rest takes, at the rate of the images done; compiling included."""
+        elapsed = time.monotonic() - self._started
+        return datetime.timedelta(seconds=round((self._num_images - images) * elapsed / images))

@@ -19,7 +19,11 @@ from configs import quick
 
 def get_config():
     config = quick.get_config()
-    config.study.num_seeds = 2
+    config.label_smoothing = 0.1
+    config.optimizer.schedule = "cosine"
+    config.optimizer.ema_decay = 0.5
+    config.evaluation.num_views = 2
+    config.study.num_seeds = config.study.ensemble_size = 2
     config.study.variants = {"layer norm": {"model": {"norm": "layer"}}}
     return config
 """
@@ -50,7 +54,7 @@ def study(*arguments, **env):
 def finished(arguments, tmp_path_factory):
     """A study that came to its end; its folder and what it said."""
     workdir = tmp_path_factory.mktemp("study") / "norms"
-    done = study(*arguments, f"--workdir={workdir}", "--config.wandb.mode=offline")
+    done = study(*arguments, f"--workdir={workdir}", "--config.wandb.mode=offline", "--ensemble")
     assert done.returncode == 0, done.stderr
     return workdir, done
 
@@ -81,7 +85,9 @@ def test_it_says_and_leaves_what_it_found(finished):
     overrides = {row["name"]: row["overrides"] for row in content["recipes"]}
     assert overrides == {"base": {}, "layer norm": {"model.norm": "layer"}}
     assert len({tuple(results(workdir)[key][0]["test"].values()) for key in results(workdir)}) == 4
-    assert (workdir / "figures" / "study.png").stat().st_size > 10_000
+    assert {len(row["ensembles"][-1]["num_errors"]) for row in content["recipes"]} == {1}
+    for name in ("study", "ensemble"):
+        assert (workdir / "figures" / f"{name}.png").stat().st_size > 10_000
 
 
 def test_a_replica_is_the_run_of_its_seed(finished, arguments, run_main, tmp_path):
