@@ -10,7 +10,7 @@ CONFIDENCE = 0.95
 
 
 class Interval(NamedTuple):
-    """A mean of n values and its confidence interval; None where n is 1."""
+    """A mean of n values and its confidence interval; None where n is 1, or all are equal."""
 
     mean: float
     low: float | None
@@ -44,12 +44,9 @@ class Difference(NamedTuple):
 def mean_interval(values: Sequence[float]) -> Interval:
     """The mean's interval by Student's t distribution, of values `[n]`."""
     mean, n = float(np.mean(values)), len(values)
-    if n < 2:
+    if n < 2 or np.ptp(values) == 0:
         return Interval(mean, None, None, n)
-    error = stats.sem(values)
-    if error == 0:
-        return Interval(mean, mean, mean, n)
-    low, high = stats.t.interval(CONFIDENCE, n - 1, loc=mean, scale=error)
+    low, high = stats.t.interval(CONFIDENCE, n - 1, loc=mean, scale=stats.sem(values))
     return Interval(mean, float(low), float(high), n)
 
 

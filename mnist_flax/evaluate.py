@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-# Images that a device predicts at a time: divisors of MNIST's 10,000, so that one program serves
-# them all. What a CPU computes for 100 stays in its caches, which made it a third faster than with
-# 2,000.
+# Images that a device predicts at a time, all their views counted: divisors of MNIST's 10,000, so
+# that one program serves them all. What a CPU computes for 100 stays in its caches, which made it a
+# third faster than with 2,000.
 _CPU_BATCH_SIZE = 100
 _BATCH_SIZE = 2_000
 

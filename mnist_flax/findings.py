@@ -1,7 +1,8 @@
 """What a study found: study.json, study.md and its pictures, whose words follow the numbers."""
 
 import datetime
-from collections.abc import Sequence
+import importlib.metadata
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,13 +10,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mnist_flax import ensemble as ensembles
+from mnist_flax.background import Background
 from mnist_flax.comparison import Difference, Interval, mean_interval, paired_difference
 from mnist_flax.config import BASE, flatten
 from mnist_flax.data import Dataset
 from mnist_flax.replica import Replica, ReplicaStore
 from mnist_flax.workdir import Workdir
 
-_QUANTILES = (0.025, 0.5, 0.975)  # of ensembles
+_QUANTILES = (0.025, 0.975)  # of ensembles
 
 
 class Row(NamedTuple):
@@ -34,7 +36,7 @@ class Row(NamedTuple):
     difference: Difference | None
 
     @property
-    def change(self) -> int:
+    def verdict(self) -> int:
         """1 if it is found to be better than the base, -1 if worse, else 0."""
         if self.difference is None or not self.difference.is_found:
             return 0
@@ -74,8 +76,15 @@ class Findings:
         self._store = store
         self._ensemble = ensemble
 
-    def write(self, replicas: Sequence[Replica]) -> list[str]:
+    def write(
+        self, replicas: Sequence[Replica], say: Callable[[str], None], is_last: bool = True
+    ) -> list[str]:
         """Writes study.json, study.md and the pictures.
+
+        Args:
+          replicas: those that are finished.
+          say: prints a line, if the pictures cannot be drawn.
+          is_last: False leaves ensembles out.
 
         Returns:
           The findings in words, a line each.
@@ -83,13 +92,16 @@ class Findings:
         rows = self._rows(replicas)
         if not rows:
             return []
-        draws = {row.name: self._draw(row) for row in rows} if self._ensemble else {}
+        ensemble = self._ensemble and is_last
+        draws = {row.name: self._ensembles_of(row) for row in rows} if ensemble else {}
         words = [self._words(row) for row in rows]
         words += [_words_of_ensemble(name, of_row[-1]) for name, of_row in draws.items() if of_row]
         now = datetime.datetime.now().astimezone()
         self._folder.write_json("study.json", self._content(rows, draws, now))
         self._folder.write("study.md", self._text(rows, draws, words, now))
-        self._draw_figures(rows, draws)
+        drawing = Background("drawing failed", say)
+        drawing.submit(self._draw_figures, rows, draws)
+        drawing.close()
         return words
 
     def _rows(self, replicas: Sequence[Replica]) -> list[Row]:
@@ -117,7 +129,7 @@ class Findings:
             rows.append(Row(name, of_variant, errors, difference))
         return sorted(rows, key=lambda row: row.errors.mean)
 
-    def _draw(self, row: Row) -> list[ensembles.Draws]:
+    def _ensembles_of(self, row: Row) -> list[ensembles.Draws]:
         """Ensembles of a recipe's replicas, up to the size asked for, which comes last."""
         asked = self._config.study.ensemble_size
         if len(row.replicas) < asked:
@@ -151,9 +163,9 @@ class Findings:
             return f"{row.name}: not tested ({same}): {-self._points(mean):+.3f} points{diverged}"
         interval = f"{-self._points(high):+.3f} to {-self._points(low):+.3f}"
         numbers = f"{-self._points(mean):+.3f} points ({interval}), {_p_is(p)}"
-        if not row.change:
+        if not row.verdict:
             return f"{row.name}: no difference found (n = {n}): {numbers}{diverged}"
-        verdict = "better" if row.change > 0 else "worse"
+        verdict = "better" if row.verdict > 0 else "worse"
         return f"{row.name}: {verdict} than the base (n = {n}): {numbers}{diverged}"
 
     def _text(
@@ -168,17 +180,19 @@ class Findings:
         epochs = " or ".join(
             _count(number, "epoch") for number in sorted({r.config["num_epochs"] for r in replicas})
         )
-        last = replicas[-1]
         part = "" if finished == wanted else f" **{finished} of {wanted} replicas are finished.**"
+        devices = " or ".join(sorted({replica.device for replica in replicas}))
         versions = ", ".join(
-            f"{name} {last.versions[name]}" for name in ("python", "jax", "flax", "optax", "numpy")
+            f"{name} {' or '.join(sorted({r.versions.get(name, '?') for r in replicas}))}"
+            for name in ("python", "jax", "flax", "optax", "numpy")
         )
+        versions = f"{versions}, scipy {importlib.metadata.version('scipy')}"
         sizes = f"{len(self._dataset.train):,} training images"
         lines = [
             f"# {self._folder.path.name}",
             "",
             f"{self._dataset.title}, {sizes}, {epochs}. "
-            f"{last.device}; {versions}; {now:%Y-%m-%d}.{part}",
+            f"{devices}; {versions}; {now:%Y-%m-%d}.{part}",
             "",
             *self._table(rows),
             "",
@@ -218,7 +232,7 @@ class Findings:
                 f"{errors.mean:.1f}{margin}",
                 *self._difference_cells(row.difference),
                 f"{np.mean([replica.train_seconds for replica in row.replicas]):.3g}",
-                f"{max(r.compile_seconds * r.num_together for r in row.replicas):.3g}",
+                f"{max(replica.compile_seconds for replica in row.replicas):.3g}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
         return lines
@@ -242,19 +256,21 @@ class Findings:
         )
         notes = [
             f"{aside}. The test set was read once by each replica, after its last epoch, for this "
-            "report; nothing was chosen by it.",
+            "report, whose rows it orders.",
             "± and brackets are 95 % confidence intervals, of the mean by Student's t.",
         ]
         if num_comparisons:
             notes.append(
                 "Differences are between replicas of the same seed; intervals and p are the paired "
                 f"t-test's (scipy.stats.ttest_rel) on the test errors, with Bonferroni's "
-                f"correction for {num_comparisons} comparisons."
+                f"correction for {num_comparisons} comparisons. They hold for numbers of seeds and "
+                "variants that were fixed beforehand."
             )
         together = sorted({replica.num_together for row in rows for replica in row.replicas})
         notes.append(
             "Training: seconds a replica, without compiling and evaluation; "
-            f"{' or '.join(map(str, together))} trained together. Compiling: once a recipe."
+            f"{' or '.join(map(str, together))} trained together. Compiling: of the recipe's "
+            "program, the longest."
         )
         if validation is not None and len(rows) > 1:
             best = max(
@@ -274,10 +290,10 @@ class Findings:
             "|---:|---:|---:|---:|",
         ]
         for of_size in draws:
-            low, _, high = np.quantile(of_size.num_errors, _QUANTILES)
+            mean, low, high = _spread(of_size.num_errors)
             drawn = f"{len(of_size.num_errors):,}{', all' if of_size.is_all else ''}"
             lines.append(
-                f"| {of_size.size} | {drawn} | {self._accuracy(of_size.num_errors.mean()):.3f} | "
+                f"| {of_size.size} | {drawn} | {self._accuracy(mean):.3f} | "
                 f"{self._accuracy(high):.2f} to {self._accuracy(low):.2f} |"
             )
         return lines
@@ -348,8 +364,8 @@ class Findings:
                 interval=None
                 if row.errors.low is None
                 else (self._accuracy(row.errors.high), self._accuracy(row.errors.low)),
-                note=self._verdict(row),
-                change=row.change,
+                note=self._note(row),
+                change=row.verdict,
                 is_base=row.name == BASE,
             )
             for row in rows
@@ -368,12 +384,12 @@ class Findings:
             figure = study_figures.ensembles(curves, self._dataset.title)
             figures.save(figure, self._folder.figures / "ensemble.png")
 
-    def _verdict(self, row: Row) -> str:
+    def _note(self, row: Row) -> str:
         if row.difference is None:
             return "the base" if row.name == BASE else ""
         if row.difference.p is None:
             return "not tested"
-        if not row.change:
+        if not row.verdict:
             return f"no difference found, {_p_is(row.difference.p)}"
         return f"{-self._points(row.difference.mean):+.2f} points, {_p_is(row.difference.p)}"
 
@@ -384,7 +400,7 @@ def _errors(replica: Replica) -> int:
 
 def _spread(num_errors: np.ndarray) -> tuple[float, float, float]:
     """Mean, and the quantiles about it, of errors."""
-    low, _, high = np.quantile(num_errors, _QUANTILES)
+    low, high = np.quantile(num_errors, _QUANTILES)
     return float(num_errors.mean()), float(low), float(high)
 
 

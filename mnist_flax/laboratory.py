@@ -10,19 +10,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mnist_flax import config as config_lib
-from mnist_flax import data, evaluate, interrupt, runtime
+from mnist_flax import data, evaluate, interrupt, runtime, tracking
 from mnist_flax.background import Background
 from mnist_flax.errors import UserError
 from mnist_flax.findings import Findings
 from mnist_flax.interrupt import Interrupted
 from mnist_flax.progress import StudyProgress
-from mnist_flax.replica import Replica, ReplicaStore
+from mnist_flax.replica import Replica, ReplicaStore, finite
 from mnist_flax.tracking import Tracker
 from mnist_flax.trainer import Trainer
-from mnist_flax.workdir import Workdir, check_same, check_workdir, versions
+from mnist_flax.workdir import REPLICAS, Workdir, check_same, check_workdir, versions
 
 _MEMORY_SHARE = 0.9  # of a device's memory, for the largest program
 _REPORT_SECONDS = 60  # at least, between the reports of a study that is going on
+_SIGNAL_SECONDS = 1  # between looks for signals while W&B is waited for
 _ABORT_SECONDS = 5  # for W&B, when a study is broken off
 
 
@@ -39,6 +40,12 @@ def run(config: ConfigDict, workdir: str, ensemble: bool = False) -> None:
       Interrupted: a signal stopped it.
     """
     config_lib.check(config)
+    last_seed = config.seed + config.study.num_seeds - 1
+    if not config_lib.FIELDS["seed"].accepts(last_seed):
+        raise UserError(
+            f"config.study.num_seeds={config.study.num_seeds} is not allowed with "
+            f"config.seed={config.seed}; allowed: seeds below 2**32"
+        )
     if ensemble and config.study.ensemble_size > config.study.num_seeds:
         raise UserError(
             f"config.study.ensemble_size={config.study.ensemble_size} is not allowed with "
@@ -75,14 +82,14 @@ class Study:
     """
 
     def __init__(self, config: ConfigDict, dataset: data.Dataset, folder: Workdir, ensemble: bool):
-        if folder.has_metrics:
+        if folder.has_metrics or (folder.path / "checkpoints").exists():
             raise UserError(f"--workdir={folder.path} holds a run; allowed: a new folder")
         self._dataset = dataset
         self._folder = folder
         self._settings = config.study
         self._recipes = config_lib.recipes(config)
         self._seeds = range(config.seed, config.seed + config.study.num_seeds)
-        self._store = ReplicaStore(folder.path / "replicas")
+        self._store = ReplicaStore(folder.path / REPLICAS)
         self._finished = {
             (name, seed): replica
             for name in self._recipes
@@ -95,6 +102,7 @@ class Study:
         )
         self._reported = time.monotonic()
         self._trainers: dict[tuple[str, int], Trainer] = {}
+        self._most: dict[str, int] = {}  # replicas of a recipe that there is memory for
         left = [self._recipes[name].num_epochs for name, seeds in self._plan() for _ in seeds]
         self._progress = StudyProgress(
             len(dataset.train) * sum(left), self._num_replicas, len(self._finished)
@@ -126,14 +134,16 @@ class Study:
                     together, seeds = seeds[: trainer.num_replicas], seeds[trainer.num_replicas :]
                     self._train(name, trainer, together)
                 if time.monotonic() - self._reported > _REPORT_SECONDS:
-                    self._report()
-            words = self._report()
+                    self._findings.write(list(self._finished.values()), say, is_last=False)
+                    self._reported = time.monotonic()
+            words = self._findings.write(list(self._finished.values()), say)
             self._progress.close()
             for line in words:
                 say(line)
             if not self._tracking.close(0):
                 say("Waiting for W&B")
-                self._tracking.close()
+            while not self._tracking.close(_SIGNAL_SECONDS):
+                _check_signals()
             if self._is_offline:
                 say(
                     "W&B runs kept offline; upload them: wandb sync "
@@ -143,7 +153,8 @@ class Study:
         except BaseException as error:
             self._progress.close()
             self._track = False
-            self._tracking.close(_ABORT_SECONDS)
+            if not self._tracking.close(_ABORT_SECONDS):
+                tracking.give_up()
             if isinstance(error, Interrupted):
                 share = f"with {len(self._finished)} of {self._num_replicas} replicas finished"
                 raise Interrupted(error.number, share, str(self._folder.path)) from None
@@ -171,24 +182,38 @@ class Study:
 
     def _trainer(self, name: str, seeds: Sequence[int]) -> Trainer:
         """One for these seeds, or for the first of them, as many as the memory has room for."""
-        room = _MEMORY_SHARE * runtime.memory()
-        number = len(seeds)
-        while True:
-            trainer = self._trainers.get((name, number))
-            if trainer is not None:
-                trainer.restart(seeds[:number])
-                return trainer
-            trainer = Trainer(self._recipes[name], self._dataset, seeds[:number])
-            trainer.finish_compiling()
-            needed = trainer.memory
-            if needed <= room or number == 1:
+        number = min(len(seeds), self._most.get(name, len(seeds)))
+        while (name, number) not in self._trainers:
+            room = _MEMORY_SHARE * runtime.memory()
+            trainer = self._create_trainer(name, seeds[:number])
+            # Where compiling fails for want of memory, half as many may do.
+            needed = 2 * room if trainer is None else trainer.memory
+            if trainer is not None and (needed <= room or number == 1):
                 self._trainers[name, number] = trainer
                 return trainer
-            trainer.close()
-            number = max(1, min(number - 1, int(number * room / needed)))
-            self._progress.line(
-                f"{name}: the memory has room for {number} of {len(seeds)} replicas at a time"
-            )
+            if number == 1:
+                raise UserError(
+                    f"{name}: there is no memory for it on this device; allowed: a smaller "
+                    "config.batch_size or narrower config.model.channels"
+                )
+            del trainer  # and the memory that it holds
+            number = self._most[name] = max(1, min(number - 1, int(number * room / needed)))
+            self._progress.line(f"{name}: the memory has room for {number} replicas at a time")
+        trainer = self._trainers[name, number]
+        trainer.restart(seeds[:number])
+        return trainer
+
+    def _create_trainer(self, name: str, seeds: Sequence[int]) -> Trainer | None:
+        """One whose programs are compiled; None if there is not the memory for that."""
+        try:
+            trainer = Trainer(self._recipes[name], self._dataset, seeds)
+            trainer.finish_compiling()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                return None
+            raise
+        _check_signals()
+        return trainer
 
     def _train(self, name: str, trainer: Trainer, seeds: Sequence[int]) -> None:
         """Trains replicas to their end, and keeps what they come to."""
@@ -233,10 +258,10 @@ class Study:
                 run_id=secrets.token_hex(4),
                 data=self._dataset.title,
                 config=self._config_of(name, seed).to_dict(),
-                records=records[index],
-                results={split: _summarize(result) for split, result in results.items()},
+                records=finite(records[index]),
+                results={split: finite(_summarize(result)) for split, result in results.items()},
                 train_seconds=train_seconds / number,
-                compile_seconds=trainer.compile_seconds / number,
+                compile_seconds=trainer.compile_seconds,
                 num_together=number,
                 device=runtime.describe_devices(),
                 versions=versions(),
@@ -259,17 +284,12 @@ class Study:
         labels = trainer.splits[split].labels
         return [evaluate.evaluate(logits, labels) for logits in trainer.predict(split)]
 
-    def _report(self) -> list[str]:
-        words = self._findings.write(list(self._finished.values()))
-        self._reported = time.monotonic()
-        return words
-
     def _config_of(self, name: str, seed: int) -> ConfigDict:
-        """What `main.py` would train such a replica with."""
+        """That of the run which a replica is, but for the images set aside: the study's."""
         config = self._recipes[name].copy_and_resolve_references()
         with config.unlocked():
             config.seed = seed
-            config.wandb.group = config.wandb.group or self._folder.path.name
+            config.wandb.group = config.wandb.group or self._folder.path.resolve().name
         return config
 
     def _load(self, name: str, seed: int) -> Replica | None:
@@ -278,7 +298,9 @@ class Study:
         if replica is None:
             return None
         where = f"--workdir={self._folder.path}: replica {name}, seed {seed},"
-        check_same(where, replica.config, self._config_of(name, seed).to_dict(), _may_differ)
+        allowed = "the same fields, another name for the variant, or a new folder"
+        config = self._config_of(name, seed).to_dict()
+        check_same(where, replica.config, config, _may_differ, allowed)
         if replica.data != self._dataset.title:
             raise UserError(
                 f"{where} is of {replica.data}, and the data are now {self._dataset.title}; "
@@ -288,9 +310,10 @@ class Study:
 
     def _send(self, replica: Replica) -> None:
         """Gives a replica to W&B, unless it has it."""
-        if not self._track or self._store.is_tracked(replica):
+        config = self._config_of(replica.variant, replica.seed)
+        is_wanted = self._track and config.wandb.mode != "disabled"
+        if not is_wanted or self._store.is_tracked(replica):
             return
-        config = ConfigDict(replica.config)
         tracker = Tracker(
             config,
             str(self._folder.path),
@@ -308,10 +331,11 @@ class Study:
             for key, value in of_split.items()
             if value is not None
         }
-        self._track = tracker.finish(results | {"train_seconds": replica.train_seconds})
-        if self._track:
+        if tracker.finish(results | {"train_seconds": replica.train_seconds}):
             self._store.set_tracked(replica)
             self._is_offline |= bool(tracker.offline_folder)
+        else:
+            self._track = False  # it would fail, and wait, for each of the others too
 
 
 def _check_signals() -> None:

@@ -28,7 +28,7 @@ def create_schedule(config: ConfigDict, steps_per_epoch: int, num_epochs: int) -
             # In integers: a rounded quotient, as of optax.exponential_decay, puts some epochs a
             # step late, those of 41 steps for one.
             return config.learning_rate_decay ** (step // steps_per_epoch)
-        t = jnp.clip((step - warmup_steps) / (num_steps - warmup_steps), 0, 1)
+        t = jnp.clip((step - warmup_steps) / max(num_steps - warmup_steps, 1), 0, 1)
         return 1 - t if config.schedule == "linear" else (1 + jnp.cos(jnp.pi * t)) / 2
 
     def schedule(step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:

@@ -27,9 +27,9 @@ class Replica:
       records: a line an epoch, as of metrics.jsonl; a number that is not finite is None.
       results: by split, 'test' and perhaps 'validation': 'loss', 'accuracy' (0..1), 'num_errors'.
       train_seconds: of training alone; of replicas trained together, an equal share.
-      compile_seconds: likewise, of tracing and compiling.
+      compile_seconds: of its program, which replicas may share.
       num_together: how many were trained together.
-      device: its kind.
+      device: what it was trained on, a line.
       versions: of Python and the libraries.
     """
 
@@ -72,6 +72,7 @@ class ReplicaStore:
         content = json.dumps(finite(dataclasses.asdict(replica)), indent=1, allow_nan=False)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(_TRACKED).unlink(missing_ok=True)  # of one that was trained before
             arrays = {name: array.astype(np.float32) for name, array in probabilities.items()}
             with open(path.with_suffix(".npz"), "wb") as file:
                 np.savez_compressed(file, **arrays)

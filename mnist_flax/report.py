@@ -100,14 +100,17 @@ class Report:
         """Writes summary.json, and waits for W&B."""
         self._workdir.write_summary(summary)
         scalars = {k: v for k, v in summary.items() if isinstance(v, int | float | str)}
-        self._tracker.finish(scalars)
-        if folder := self._tracker.offline_folder:
-            self._say(f"W&B run kept offline; upload it: wandb sync {folder}")
+        self._finish_tracking(scalars)
 
     def abort(self) -> None:
         """Ends a run that did not come to its end; its finished epochs stay."""
         self._drawing.close(_ABORT_SECONDS)
-        self._tracker.finish({}, exit_code=1, timeout=_ABORT_SECONDS)
+        self._finish_tracking({}, exit_code=1, timeout=_ABORT_SECONDS)
+
+    def _finish_tracking(self, summary: dict[str, Any], **options: Any) -> None:
+        self._tracker.finish(summary, **options)
+        if folder := self._tracker.offline_folder:
+            self._say(f"W&B run kept offline; upload it: wandb sync {folder}")
 
     def _log_epoch(self, history: History, epoch: int) -> None:
         record = history.records[epoch - 1]

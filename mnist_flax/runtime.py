@@ -44,8 +44,10 @@ def describe_devices() -> str:
 
 
 def memory() -> int:
-    """Bytes of a device's memory that there are for this process."""
+    """Bytes of a device's memory that are free for this process."""
     stats = jax.local_devices()[0].memory_stats() or {}
     # CPUs, virtual ones too, share the machine's.
     shared = psutil.virtual_memory().available // jax.local_device_count()
-    return stats.get("bytes_limit", shared)
+    if "bytes_limit" not in stats:
+        return shared
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0)

@@ -152,9 +152,9 @@ class Tracker:
         if not answered:
             left = f"; upload what is left: wandb sync {self._folder}" if self._run else ""
             self._say(f"W&B does not answer{left}")
-            _end_service()  # else Python would wait for it at its exit, for ever
+            give_up()  # else Python would wait for it at its exit, for ever
         elif self._background.failed and not _services():
-            _end_service()  # else its exit hook would fail, at length
+            give_up()  # else its exit hook would fail, at length
         return answered and not self._background.failed
 
     def _submit(self, job: Callable[[], None]) -> None:
@@ -184,14 +184,14 @@ class Tracker:
                 raise
             reason = str(error).splitlines()[0]
             self._say(f"W&B: no connection ({reason}), so the run is kept offline")
-            _end_service()  # else the run's name is still taken
+            give_up()  # else the run's name is still taken
             wandb.setup(quiet)
             self._run = wandb.init(**settings, mode="offline", settings=quiet)
         if self._run.url:
             self._say(f"W&B: {self._run.url}")
 
 
-def _end_service() -> None:
+def give_up() -> None:
     """Ends W&B's service process, whatever it is at, and what W&B would do about it at the exit."""
     import wandb
 

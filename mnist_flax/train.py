@@ -23,7 +23,7 @@ from mnist_flax.interrupt import Interrupted
 from mnist_flax.progress import Progress
 from mnist_flax.report import Report
 from mnist_flax.trainer import Trainer
-from mnist_flax.workdir import Workdir, check_workdir, versions
+from mnist_flax.workdir import REPLICAS, Workdir, check_workdir, versions
 
 _NUM_AUGMENTATIONS = 29  # in augmentation.png
 _ABORT_SECONDS = 10  # for a checkpoint under way when a run is broken off
@@ -75,6 +75,8 @@ def _open_workdir(config: ConfigDict, workdir: str) -> tuple[pathlib.Path, Workd
     with processes.together():
         if processes.is_main():
             folder = Workdir(workdir, config.to_dict())
+            if (folder.path / REPLICAS).exists():
+                raise UserError(f"--workdir={folder.path} holds a study; allowed: a new folder")
     path = folder.path if folder else pathlib.Path()
     if jax.process_count() > 1:
         path = pathlib.Path(processes.gather(str(path.absolute()))[0])

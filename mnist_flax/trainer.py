@@ -200,7 +200,7 @@ class Trainer:
                 jax.block_until_ready(history[-2:][0])
             waits = index % wait_every == 0 or index == len(self.batches)
             if waits:
-                loss, accuracy = (float(np.mean(values)) for values in metrics)
+                loss, accuracy = (float(np.mean(values)) for values in jax.device_get(metrics))
                 progress.update(start + size, loss, accuracy)
                 if not math.isfinite(loss) and self.num_replicas is None:
                     raise self.diverged(epoch)

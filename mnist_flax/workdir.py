@@ -23,7 +23,8 @@ MayDiffer = Callable[[str, dict[str, Any], dict[str, Any]], bool]
 
 _NAMED = 8  # differing fields, in an error
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
-_PACKAGES += ("wandb",)
+_PACKAGES += ("scipy", "wandb")
+REPLICAS = "replicas"  # in the folder of a study
 
 
 class Workdir:
@@ -128,10 +129,13 @@ def versions() -> dict[str, str]:
 def may_extend(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
     """Whether a run may go on with another value of a field: with more epochs.
 
-    Not where the learning rate's schedule depends on their number.
+    Not where the learning rate's schedule depends on their number. What it says of studies is of
+    no account.
     """
-    is_number = name == "num_epochs" and isinstance(before.get(name), int)
-    return is_number and 0 < before[name] < now[name] and now["optimizer.schedule"] == "exponential"
+    if name != "num_epochs":
+        return name.startswith("study.")
+    is_free = now["optimizer.schedule"] == "exponential" and not now["optimizer.warmup"]
+    return is_free and isinstance(before.get(name), int) and 0 < before[name] < now[name]
 
 
 def check_workdir(path: str, config: dict[str, Any], may_differ: MayDiffer | None = None) -> None:
@@ -158,9 +162,20 @@ def check_workdir(path: str, config: dict[str, Any], may_differ: MayDiffer | Non
 
 
 def check_same(
-    where: str, before: dict[str, Any], config: dict[str, Any], may_differ: MayDiffer
+    where: str,
+    before: dict[str, Any],
+    config: dict[str, Any],
+    may_differ: MayDiffer,
+    allowed: str = "the same configuration, or a larger config.num_epochs, or a new folder",
 ) -> None:
     """Checks that a configuration is that of before, but for the fields that may differ.
+
+    Args:
+      where: they are compared.
+      before: the one that is there.
+      config: the one that is wanted.
+      may_differ: which fields.
+      allowed: in words.
 
     Raises:
       UserError: says `where` another configuration is, and which fields differ.
@@ -179,10 +194,7 @@ def check_same(
         ]
         named = ", ".join(fields[:_NAMED])
         named += f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
-        raise UserError(
-            f"{where} holds a run with {named}; allowed: the same configuration, "
-            "or a larger config.num_epochs, or a new folder"
-        )
+        raise UserError(f"{where} holds a run with {named}; allowed: {allowed}")
 
 
 def _read_config(folder: pathlib.Path) -> dict[str, Any] | None:

@@ -17,8 +17,9 @@ def test_interval_holds_the_truth_as_often_as_it_says():
     assert share == pytest.approx(0.95, abs=0.015)  # three standard errors
 
 
-def test_one_value_has_no_interval():
+def test_what_does_not_vary_has_no_interval():
     assert mean_interval([3]) == (3, None, None, 1)
+    assert mean_interval([3, 3]) == (3, None, None, 2)
 
 
 def test_paired_difference_by_hand():

@@ -36,7 +36,7 @@ def study(tiny_config, tmp_path):
         tiny_config.study.num_seeds = len(SEEDS)
         dataset = data.Dataset("mnist", "tfds", names, split, validation, split, 0.1, 0.3)
         findings = Findings(tiny_config, dataset, names_of_recipes, folder, store, ensemble)
-        words = findings.write(replicas)
+        words = findings.write(replicas, pytest.fail)
         text = (folder.path / "study.md").read_text()
         return words, text, json.loads((folder.path / "study.json").read_text())
 
@@ -96,7 +96,11 @@ def test_the_text_says_how_it_was_done(study):
     assert "Bonferroni's correction for 3 comparisons" in text
     assert "replicas are finished" not in text
     _, text, _ = study(replicas_of(ERRORS), validation=None)
-    assert "No images were set aside" in text and "validation accuracy" not in text
+    assert (
+        "No images were set aside" in text
+        and "fixed beforehand" in text
+        and "validation accuracy" not in text
+    )
 
 
 def test_a_part_of_a_study_says_so(study):

@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from mnist_flax import data, laboratory, runtime
 from mnist_flax.errors import UserError
+from mnist_flax.trainer import Trainer
 from mnist_flax.workdir import Workdir
 from tests.runs import ROOT, TINY, Run, environment, files, going_on, summary
 from tests.wandb_log import OfflineRun
@@ -179,18 +181,27 @@ def in_process(tiny_config, tmp_path):
     return create
 
 
-def test_as_many_together_as_the_memory_has_room_for(in_process, monkeypatch, capsys):
+@pytest.mark.parametrize("fails", [False, True])
+def test_as_many_together_as_the_memory_has_room_for(in_process, monkeypatch, capsys, fails):
+    """By what the program needs, or by XLA's own refusal to compile it."""
     in_process.config.study.update(num_seeds=2, num_together=2)
-    sizes = []
-    needed = property(lambda trainer: sizes.append(trainer.num_replicas) or 100 * sizes[-1])
-    monkeypatch.setattr("mnist_flax.trainer.Trainer.memory", needed)
-    monkeypatch.setattr(runtime, "memory", lambda: 150)
-    study = in_process()
-    study.complete()
+    if fails:
+        compile_all = Trainer.finish_compiling
+
+        def finish_compiling(trainer):
+            if trainer.num_replicas > 1:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+            compile_all(trainer)
+
+        monkeypatch.setattr(Trainer, "finish_compiling", finish_compiling)
+    else:
+        needed = property(lambda trainer: 100 * trainer.num_replicas)
+        monkeypatch.setattr(Trainer, "memory", needed)
+        monkeypatch.setattr(runtime, "memory", lambda: 150)
+    in_process().complete()
     said = capsys.readouterr().out
-    assert "base: the memory has room for 1 of 2 replicas at a time" in said
+    assert said.count("base: the memory has room for 1 replicas at a time") == 1
     replicas = [json.loads(path.read_text()) for path in in_process.path.glob("replicas/*/*.json")]
-    assert sizes == [2, 1]
     assert sorted((replica["seed"], replica["num_together"]) for replica in replicas) == [
         *((42, 1), (43, 1))
     ]
@@ -211,6 +222,7 @@ def test_a_variant_of_before_is_not_taken_for_another(in_process):
     ("arguments", "says"),
     [
         (["--ensemble"], "config.study.ensemble_size=10 is not allowed with --ensemble; allowed: "),
+        (["--config.seed=4294967294"], "config.study.num_seeds=4 is not allowed with config.seed="),
         (["--config.study.num_seeds=0"], "config.study.num_seeds=0 is not allowed; allowed: an "),
         (["--config.study.num_seed=3"], "config.study.num_seed is not a field; allowed: study."),
     ],
@@ -227,3 +239,21 @@ def test_a_run_is_not_taken_for_a_study(in_process, tmp_path):
     (tmp_path / "study" / "metrics.jsonl").write_text("")
     with pytest.raises(UserError, match="study holds a run; allowed: a new folder"):
         in_process()
+
+
+def test_replicas_that_diverge_are_results_too(in_process):
+    in_process.config.optimizer.learning_rate = 1e30
+    in_process.config.study.num_seeds = 2
+    in_process().complete()
+    assert "; 2 diverged" in (in_process.path / "study.md").read_text()
+    content = (in_process.path / "study.json").read_text()
+    (recipe,) = json.loads(content, parse_constant=pytest.fail)["recipes"]
+    assert recipe["num_diverged"] == 2
+    assert {replica["results"]["test"]["loss"] for replica in recipe["replicas"]} == {None}
+
+
+def test_a_run_does_not_go_on_in_a_study(finished, run_main, arguments):
+    workdir, _ = finished
+    done = run_main(*arguments, f"--workdir={workdir}")
+    assert done.returncode == 2
+    assert done.stderr == f"error: --workdir={workdir} holds a study; allowed: a new folder\n"
