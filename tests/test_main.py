@@ -158,7 +158,7 @@ def test_mnist_from_a_folder(run_main, mnist_dir, tmp_path):
     assert re.fullmatch(r"Workdir: runs/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", lines[0])
     workdir = tmp_path / lines[0].removeprefix("Workdir: ")
     assert lines[-1].endswith(lines[0].removeprefix("Workdir: "))
-    assert lines[1] == "Data: MNIST, 10,000 training and 10,000 test images"
+    assert lines[1] == ("Data: MNIST, 10,000 training and 10,000 test images, 50,000 set aside")
     assert "SAMPLE" not in done.stdout
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["dataset"]["validation_size"] == 50_000

@@ -194,7 +194,7 @@ def test_another_configuration_is_refused_untouched(finished, run_main):
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert f"error: --workdir={finished} holds a run with" in line
-    assert "config.model.norm='batch' (now 'layer'), config.num_epochs=4 (now 5)" in line
+    assert "config.model.norm='batch' (now 'layer'); allowed: the same" in line
     done = run_main(*TINY, f"--workdir={finished}", "--config.num_epochs=3")
     assert done.returncode == 2 and "config.num_epochs=4 (now 3)" in done.stderr
     assert files(finished) == before

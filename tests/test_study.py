@@ -92,6 +92,7 @@ def test_it_says_and_leaves_what_it_found(finished):
         assert (workdir / "figures" / f"{name}.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow  # of the same, in one process: test_replicas
 def test_a_replica_is_the_run_of_its_seed(finished, arguments, run_main, tmp_path):
     done = run_main(*arguments, "--config.seed=43", f"--workdir={tmp_path}/run")
     assert done.returncode == 0, done.stderr
