@@ -140,7 +140,7 @@ class Study:
             self._progress.close()
             for line in words:
                 say(line)
-            if not self._tracking.close(0):
+            if not self._tracking.close(_SIGNAL_SECONDS):
                 say("Waiting for W&B")
             while not self._tracking.close(_SIGNAL_SECONDS):
                 _check_signals()
