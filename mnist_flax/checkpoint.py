@@ -20,6 +20,7 @@ import numpy as np
 
 from mnist_flax import processes
 from mnist_flax.errors import UserError
+from mnist_flax.files import write_whole
 from mnist_flax.history import History
 from mnist_flax.step import TrainState
 
@@ -236,12 +237,7 @@ def _read(path: pathlib.Path, like: TrainState, steps_per_epoch: int) -> tuple[T
 def _write_digests(folder: pathlib.Path) -> None:
     """Writes the files' SHA-256, as `sha256sum` does; from then on the checkpoint is complete."""
     lines = [f"{_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
-    partial = folder / f"{_DIGESTS}.partial"
-    with open(partial, "w") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(folder / _DIGESTS)
+    write_whole(folder / _DIGESTS, "".join(lines))
 
 
 def _check_digests(folder: pathlib.Path) -> None:

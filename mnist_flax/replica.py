@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mnist_flax.errors import UserError
+from mnist_flax.files import write_whole
 
 _TRACKED = ".tracked"  # marks a replica that W&B has
 
@@ -77,12 +78,7 @@ class ReplicaStore:
             with open(path.with_suffix(".npz"), "wb") as file:
                 np.savez_compressed(file, **arrays)
                 os.fsync(file.fileno())
-            partial = path.with_suffix(".partial")
-            with open(partial, "w") as file:
-                file.write(content + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)  # last: from now on it is finished
+            write_whole(path, content + "\n")  # last: from now on it is finished
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from mnist_flax.config import flatten
 from mnist_flax.errors import UserError
+from mnist_flax.files import write_whole
 
 try:
     import fcntl
@@ -49,9 +50,8 @@ class Workdir:
         try:
             self.path = _make(path) if path else _make_dated()
             self._lock = _lock(self.path)
-            check_workdir(
-                str(self.path), config, may_differ
-            )  # again: another run may have been here first
+            # Again: another run may have been here first.
+            check_workdir(str(self.path), config, may_differ)
             self.figures = self.path / "figures"
             self.figures.mkdir(exist_ok=True)
             self._config = json.dumps(config, indent=2) + "\n"
@@ -107,15 +107,9 @@ class Workdir:
         Raises:
           UserError: it cannot be written.
         """
-        partial = self.path / f"{name}.partial"
         try:
-            with open(partial, "w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, self.path / name)
+            write_whole(self.path / name, text)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise _unusable(str(self.path), error) from None
 
 
