@@ -71,6 +71,7 @@ def get_config() -> ConfigDict:
     config.study = ConfigDict()  # of python -m mnist_flax.study alone
     config.study.num_seeds = 10  # replicas of the recipe and of each variant: from seed on
     config.study.num_together = 0  # replicas in one program; 0: all that fit, on a CPU one
+    config.study.num_final_epochs = 1  # the last epochs, over which test results are averaged
     config.study.ensemble_size = 10  # of --ensemble: replicas whose probabilities are averaged
     config.study.variants = ConfigDict()  # the fields that differ, in groups, by a name
     return config

@@ -255,8 +255,8 @@ class Findings:
             else "No images were set aside (config.dataset.validation_size=0)"
         )
         notes = [
-            f"{aside}. The test set was read once by each replica, after its last epoch, for this "
-            "report, whose rows it orders.",
+            f"{aside}. Each replica read the test set {self._when_read()}, for this report, whose "
+            "rows it orders.",
             "± and brackets are 95 % confidence intervals, of the mean by Student's t.",
         ]
         if num_comparisons:
@@ -278,6 +278,12 @@ class Findings:
             )
             notes.append(f"Best on the images set aside: {best.name}.")
         return notes
+
+    def _when_read(self) -> str:
+        number = self._config.study.num_final_epochs
+        if number == 1:
+            return "once, after its last epoch"
+        return f"after each of its last {number} epochs; its result is their mean"
 
     def _ensemble_table(self, name: str, draws: Sequence[ensembles.Draws]) -> list[str]:
         lines = [
@@ -394,7 +400,7 @@ class Findings:
         return f"{-self._points(row.difference.mean):+.2f} points, {_p_is(row.difference.p)}"
 
 
-def _errors(replica: Replica) -> int:
+def _errors(replica: Replica) -> float:
     return replica.results["test"]["num_errors"]
 
 

@@ -55,7 +55,12 @@ def run(config: ConfigDict, workdir: str, ensemble: bool = False) -> None:
     runtime.use_compilation_cache()
     dataset = data.load(config.dataset, config.seed)
     num_images = len(dataset.train) + len(dataset.validation or ())
-    for recipe in config_lib.recipes(config).values():
+    for name, recipe in config_lib.recipes(config).items():
+        if config.study.num_final_epochs > recipe.num_epochs:
+            raise UserError(
+                f"config.study.num_final_epochs={config.study.num_final_epochs} is not allowed; "
+                f"allowed: at most the {recipe.num_epochs} epochs of {name}"
+            )
         config_lib.check_sizes(recipe, num_images, jax.device_count())
     study = Study(config, dataset, Workdir(workdir, config.to_dict(), _may_differ), ensemble)
     with interrupt.deferred():
@@ -65,7 +70,8 @@ def run(config: ConfigDict, workdir: str, ensemble: bool = False) -> None:
 def _may_differ(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
     """More seeds and other variants are welcome: each replica is checked by itself."""
     del before, now
-    return name.startswith(("study.", "wandb.", "checkpoint."))
+    is_free = name.startswith(("study.", "wandb.", "checkpoint."))
+    return is_free and name != "study.num_final_epochs"  # which decides what a replica's result is
 
 
 class Study:
@@ -221,6 +227,7 @@ class Study:
         label = f"{name}, seed {seeds[0]}" + (f" to {seeds[-1]}" if number > 1 else "")
         num_images = len(self._dataset.train)
         records: list[list[dict[str, Any]]] = [[] for _ in seeds]
+        finals: list[dict[str, list[evaluate.Evaluation]]] = []  # of the epochs that count
         train_seconds = 0.0
         for epoch in range(1, recipe.num_epochs + 1):
             self._progress.start(f"{label}, epoch {epoch}/{recipe.num_epochs}", number)
@@ -229,7 +236,10 @@ class Study:
             seconds = time.perf_counter() - trainer.compile_seconds - started
             train_seconds += seconds
             self._progress.finish_epoch(num_images)
-            validation = self._evaluate(trainer, "validation")
+            splits = {"validation": self._evaluate(trainer, "validation")}
+            if epoch > recipe.num_epochs - self._settings.num_final_epochs:
+                splits["test"] = self._evaluate(trainer, "test")
+                finals.append(splits)
             sizes = [size for _, size in trainer.batches]
             losses, accuracies = (np.average(values, axis=0, weights=sizes) for values in metrics)
             for index, of_replica in enumerate(records):
@@ -241,17 +251,17 @@ class Study:
                     "learning_rate": float(trainer.schedule((epoch - 1) * len(sizes))),
                     "seconds": seconds / number,
                 }
-                if validation:
-                    record |= {
-                        "validation/loss": validation[index].loss,
-                        "validation/accuracy": validation[index].accuracy,
-                    }
+                for split, results in splits.items():
+                    if results:
+                        record[f"{split}/loss"] = results[index].loss
+                        record[f"{split}/accuracy"] = results[index].accuracy
                 of_replica.append(record)
-        splits = {"test": self._evaluate(trainer, "test")}  # once, when nothing is left to decide
-        if validation:
-            splits["validation"] = validation
         for index, seed in enumerate(seeds):
-            results = {split: of_split[index] for split, of_split in splits.items()}
+            results = {
+                split: [epoch[split][index] for epoch in finals]
+                for split in ("test", "validation")
+                if finals[-1][split]
+            }
             replica = Replica(
                 variant=name,
                 seed=seed,
@@ -267,14 +277,14 @@ class Study:
                 versions=versions(),
             )
             self._store.save(
-                replica, {split: result.probabilities for split, result in results.items()}
+                replica, {split: last.probabilities for split, (*_, last) in results.items()}
             )
             self._finished[name, seed] = replica
             self._tracking.submit(self._send, replica)
-            test = results["test"]
+            test = replica.results["test"]
             self._progress.finish_replica(
-                f"{name}, seed {seed}  {len(test.misclassified):,} test errors, "
-                f"{test.accuracy:.2%}  {replica.train_seconds:.1f} s"
+                f"{name}, seed {seed}  {test['num_errors']:,g} test errors, "
+                f"{test['accuracy']:.2%}  {replica.train_seconds:.1f} s"
             )
 
     def _evaluate(self, trainer: Trainer, split: str) -> list[evaluate.Evaluation]:
@@ -343,9 +353,10 @@ def _check_signals() -> None:
         raise Interrupted(number)
 
 
-def _summarize(result: evaluate.Evaluation) -> dict[str, Any]:
+def _summarize(results: Sequence[evaluate.Evaluation]) -> dict[str, Any]:
+    """Means over the last epochs, as many as `config.study.num_final_epochs`."""
     return {
-        "loss": result.loss,
-        "accuracy": result.accuracy,
-        "num_errors": len(result.misclassified),
+        "loss": float(np.mean([result.loss for result in results])),
+        "accuracy": float(np.mean([result.accuracy for result in results])),
+        "num_errors": float(np.mean([len(result.misclassified) for result in results])),
     }

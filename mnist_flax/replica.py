@@ -26,7 +26,8 @@ class Replica:
       data: the title of the data.
       config: its whole configuration.
       records: a line an epoch, as of metrics.jsonl; a number that is not finite is None.
-      results: by split, 'test' and perhaps 'validation': 'loss', 'accuracy' (0..1), 'num_errors'.
+      results: by split, 'test' and perhaps 'validation': 'loss', 'accuracy' (0..1), 'num_errors',
+        means over the last `study.num_final_epochs` epochs.
       train_seconds: of training alone; of replicas trained together, an equal share.
       compile_seconds: of its program, which replicas may share.
       num_together: how many were trained together.

@@ -49,6 +49,7 @@ BAD = {
     "wandb.tags": [(1, 2)],
     "study.num_seeds": [0, 2.5],
     "study.num_together": [-1],
+    "study.num_final_epochs": [0],
     "study.ensemble_size": [0],
 }
 BAD_PAIRS = [(name, value) for name, values in BAD.items() for value in values]

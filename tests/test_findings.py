@@ -92,7 +92,7 @@ def test_the_table_by_hand(study):
 def test_the_text_says_how_it_was_done(study):
     _, text, _ = study(replicas_of(ERRORS))
     assert "1,000 training images were set aside for decisions" in text
-    assert "test set was read once" in text and "paired t-test" in text
+    assert "read the test set once" in text and "paired t-test" in text
     assert "Bonferroni's correction for 3 comparisons" in text
     assert "fixed beforehand" in text and "replicas are finished" not in text
     _, text, _ = study(replicas_of(ERRORS), validation=None)
