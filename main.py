@@ -1,6 +1,6 @@
 """Trains a digit classifier: python main.py --config configs/default.py."""
 
-from mnist_flax import huge_pages
+from mnist_flax.runtime import huge_pages
 
 if __name__ == "__main__":
     huge_pages.use()  # it starts Python anew, so before anything that takes time
@@ -8,7 +8,7 @@ if __name__ == "__main__":
 from absl import flags
 from ml_collections import ConfigDict
 
-from mnist_flax import command
+from mnist_flax.cli import command
 
 flags.adopt_module_key_flags(command)
 _WORKDIR = flags.DEFINE_string(
@@ -29,9 +29,10 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, f
 def main(config: ConfigDict) -> None:
     """Runs the training that the flags ask for."""
     # Imported once the flags are known to be right, for it takes seconds.
-    from mnist_flax import processes, train
+    from mnist_flax import train
+    from mnist_flax.runtime import hosts
 
-    processes.initialize(_COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    hosts.initialize(_COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     train.run(config, _WORKDIR.value)
 
 

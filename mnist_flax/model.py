@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from mnist_flax import conv, data
+from mnist_flax import data
 from mnist_flax.batch_norm import BatchNorm
+from mnist_flax.ops import conv
 
 
 class SimpleCNN(nn.Module):

@@ -14,16 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mnist_flax import augment, data, evaluate, interrupt, processes, runtime
-from mnist_flax import config as config_lib
-from mnist_flax.checkpoint import Checkpoints
+from mnist_flax import augment, data, evaluate
+from mnist_flax.cli import fields as config_lib
 from mnist_flax.errors import UserError
-from mnist_flax.history import History
-from mnist_flax.interrupt import Interrupted
-from mnist_flax.progress import Progress
-from mnist_flax.report import Report
+from mnist_flax.report.progress import Progress
+from mnist_flax.report.report import Report
+from mnist_flax.run.checkpoint import Checkpoints
+from mnist_flax.run.history import History
+from mnist_flax.run.workdir import REPLICAS, Workdir, check_workdir, versions
+from mnist_flax.runtime import devices, hosts, signals
+from mnist_flax.runtime.signals import Interrupted
 from mnist_flax.trainer import Trainer
-from mnist_flax.workdir import REPLICAS, Workdir, check_workdir, versions
 
 _NUM_AUGMENTATIONS = 29  # in augmentation.png
 _ABORT_SECONDS = 10  # for a checkpoint under way when a run is broken off
@@ -46,22 +47,22 @@ def run(config: ConfigDict, workdir: str) -> None:
       LostProcess: another of its processes failed or is gone.
     """
     config_lib.check(config)
-    with processes.watched():
-        with processes.together():
-            if processes.is_main():
+    with hosts.watched():
+        with hosts.together():
+            if hosts.is_main():
                 check_workdir(workdir, config.to_dict())
-            runtime.use_compilation_cache()
+            devices.use_compilation_cache()
             dataset = data.load(config.dataset, config.seed)
             num_images = len(dataset.train) + len(dataset.validation or ())
             config_lib.check_sizes(config, num_images, jax.device_count())
-        processes.check_same(hashlib.sha256(config.to_json().encode()).hexdigest(), "configuration")
-        processes.check_same(f"{dataset.title}, {dataset.mean}, {dataset.std}", "dataset")
+        hosts.check_same(hashlib.sha256(config.to_json().encode()).hexdigest(), "configuration")
+        hosts.check_same(f"{dataset.title}, {dataset.mean}, {dataset.std}", "dataset")
         path, folder = _open_workdir(config, workdir)
         progress = Progress(config.num_epochs, len(dataset.train), quiet=folder is None)
         progress.line(f"Workdir: {path}")
         progress.line(data.describe(dataset))
         trainer = Trainer(config, dataset)
-        progress.line(f"{runtime.describe_devices()}, compiled in {trainer.compile_seconds:.1f} s")
+        progress.line(f"{devices.describe_devices()}, compiled in {trainer.compile_seconds:.1f} s")
         try:
             _Run(config, dataset, path, folder, trainer, progress).complete()
         finally:
@@ -72,15 +73,15 @@ def run(config: ConfigDict, workdir: str) -> None:
 def _open_workdir(config: ConfigDict, workdir: str) -> tuple[pathlib.Path, Workdir | None]:
     """The path that all processes share, and in process 0 the folder to write."""
     folder = None
-    with processes.together():
-        if processes.is_main():
+    with hosts.together():
+        if hosts.is_main():
             folder = Workdir(workdir, config.to_dict())
             if (folder.path / REPLICAS).exists():
                 raise UserError(f"--workdir={folder.path} holds a study; allowed: a new folder")
     path = folder.path if folder else pathlib.Path()
     if jax.process_count() > 1:
-        path = pathlib.Path(processes.gather(str(path.absolute()))[0])
-    with processes.together():
+        path = pathlib.Path(hosts.gather(str(path.absolute()))[0])
+    with hosts.together():
         deadline = time.monotonic() + _SHARED_SECONDS
         while not (path / "config.json").exists():
             if time.monotonic() > deadline:
@@ -123,8 +124,8 @@ class _Run:
         self._progress = progress
         self._checkpoints = Checkpoints(path / "checkpoints", config.checkpoint.keep)
         self._report: Report | None = None
-        run_id = processes.gather(secrets.token_hex(4))[0]
-        with processes.together():
+        run_id = hosts.gather(secrets.token_hex(4))[0]
+        with hosts.together():
             restored = self._restore(folder)
             self._is_new = restored is None
             self._history = restored or History(run_id, dataset.title)
@@ -137,7 +138,7 @@ class _Run:
     def complete(self) -> None:
         """Trains the epochs that are left and leaves the results."""
         try:
-            with interrupt.deferred():
+            with signals.deferred():
                 test = self._train()
             if self._report is not None:
                 self._finish(self._report, test)
@@ -250,11 +251,11 @@ class _Run:
         self._checkpoints.save(state, self._history, on_saved)
 
     def _wait_for_checkpoint(self) -> None:
-        with processes.together():
+        with hosts.together():
             self._checkpoints.wait()
 
     def _check_signals(self) -> None:
-        number = processes.largest(interrupt.received())
+        number = hosts.largest(signals.received())
         if number:
             raise Interrupted(number)
 

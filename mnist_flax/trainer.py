@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mnist_flax import augment, data, evaluate, mesh, optimizer, runtime
-from mnist_flax.background import lower_priority
+from mnist_flax import augment, data, evaluate, mesh, optimizer
 from mnist_flax.errors import UserError
-from mnist_flax.progress import Progress
+from mnist_flax.report.progress import Progress
+from mnist_flax.runtime import devices
+from mnist_flax.runtime.background import lower_priority
 from mnist_flax.step import StepMetrics, TrainState, create_initializer, shuffle, train_step
 
 # How often an epoch the host waits for the device: to show progress, and to be interruptible.
@@ -74,7 +75,7 @@ class Trainer:
             for name, split in self.splits.items()
         }
         normalize = functools.partial(data.normalize, mean=dataset.mean, std=dataset.std)
-        options = runtime.compiler_options()
+        options = devices.compiler_options()
         permute = jax.jit(
             mesh.on_devices(
                 functools.partial(shuffle, num_images=num_images),

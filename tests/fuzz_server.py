@@ -10,7 +10,7 @@ import sys
 import tempfile
 import warnings
 
-from mnist_flax import command
+from mnist_flax.cli import command
 
 
 def parse(arguments: list[str]) -> tuple[int, str, str]:

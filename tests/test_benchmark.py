@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from configs import default
-from mnist_flax import benchmark, benchmark_jax
+from mnist_flax.benchmark import __main__ as benchmark
+from mnist_flax.benchmark import jax_worker
 from mnist_flax.errors import UserError
 from tests.conftest import ROOT
 
@@ -23,7 +24,7 @@ def test_work_is_counted_as_by_hand():
         3 * 3 * 1 * 128 * 256,
         3 * 3 * 1 * 256 * 10,
     ]
-    work = benchmark_jax.work(default.get_config().model)
+    work = jax_worker.work(default.get_config().model)
     assert work["forward"] == 2 * sum(by_layer)
     assert work["step"] == 2 * (3 * sum(by_layer) - by_layer[0])
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_flax.checkpoint import Checkpoints
 from mnist_flax.errors import UserError
-from mnist_flax.history import History
+from mnist_flax.run.checkpoint import Checkpoints
+from mnist_flax.run.history import History
 from mnist_flax.step import create_state
 
 STEPS = 3  # an epoch

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mnist_flax.comparison import mean_interval, paired_difference
+from mnist_flax.study.comparison import mean_interval, paired_difference
 
 
 def test_interval_by_hand():

@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from configs import claims, default, ensemble, quick, record, speedrun, study
-from mnist_flax import config as config_lib
+from mnist_flax.cli import fields as config_lib
 from mnist_flax.errors import UserError
 
 BAD = {

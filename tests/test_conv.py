@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from mnist_flax import conv
+from mnist_flax.ops import conv
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from mnist_flax import ensemble
+from mnist_flax.study import ensemble
 
 LABELS = np.array([0, 1])
 # For two images: right and sure, wrong and unsure, wrong and sure of the first.

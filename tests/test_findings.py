@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from mnist_flax import data
-from mnist_flax.findings import Findings
-from mnist_flax.replica import ReplicaStore
-from mnist_flax.workdir import Workdir
+from mnist_flax.run.workdir import Workdir
+from mnist_flax.study.findings import Findings
+from mnist_flax.study.store import ReplicaStore
 from tests.test_replica import create
 
 SEEDS = range(5)

@@ -15,13 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs import default
-from mnist_flax import config as config_lib
 from mnist_flax import data
-from mnist_flax.checkpoint import Checkpoints
+from mnist_flax.cli import fields as config_lib
 from mnist_flax.errors import UserError
-from mnist_flax.history import History
+from mnist_flax.run.checkpoint import Checkpoints
+from mnist_flax.run.history import History
+from mnist_flax.run.workdir import Workdir
 from mnist_flax.step import create_state
-from mnist_flax.workdir import Workdir
 from tests.runs import ROOT, environment, files
 
 OPTIONS = {

@@ -4,13 +4,13 @@ import sys
 
 import pytest
 
-from mnist_flax import huge_pages
+from mnist_flax.runtime import huge_pages
 from tests.conftest import ROOT
 
 PROGRAM = """
 import os, pathlib, sys
 import numpy as np
-from mnist_flax import huge_pages
+from mnist_flax.runtime import huge_pages
 print("started", flush=True)
 huge_pages.use()
 block = np.ones(2**25)  # 256 MiB

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from mnist_flax import config as config_lib
+from mnist_flax.cli import fields as config_lib
 from tests.conftest import ROOT
 from tests.wandb_log import OfflineRun
 
@@ -227,13 +227,14 @@ def test_help(run_main):
 
 
 def test_importing_writes_and_downloads_nothing(tmp_path):
-    modules = {path.stem for path in (ROOT / "mnist_flax").glob("*.py")}
-    modules = sorted(modules - {"benchmark_torch"})  # PyTorch is no requirement
+    paths = [path.relative_to(ROOT) for path in (ROOT / "mnist_flax").rglob("*.py")]
+    modules = {".".join(path.with_suffix("").parts) for path in paths if path.stem[0] != "_"}
+    modules = sorted(modules - {"mnist_flax.benchmark.torch_worker"})  # PyTorch is no requirement
     script = (
         "import socket, importlib\n"
         "def refuse(*_): raise AssertionError('network')\n"
         "socket.socket.connect = refuse\n"
-        f"for name in {modules!r}: importlib.import_module('mnist_flax.' + name)\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "XDG_CACHE_HOME": ""}
     subprocess.run([sys.executable, "-B", "-c", script], cwd=tmp_path, env=env, check=True)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mnist_flax import config as config_lib
+from mnist_flax.cli import fields as config_lib
 from mnist_flax.errors import UserError
 from tests.runs import ROOT, TINY, arrays, assert_close_run, environment
 

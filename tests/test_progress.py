@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 
 SCRIPT = """
-from mnist_flax.progress import Progress
+from mnist_flax.report.progress import Progress
 progress = Progress(2, 1000)
 for epoch in (1, 2):
     progress.start_epoch(epoch)
@@ -67,7 +67,7 @@ def test_a_bar_on_a_terminal():
 
 
 def test_a_line_a_minute_within_an_epoch(monkeypatch, capsys):
-    from mnist_flax import progress
+    from mnist_flax.report import progress
 
     shown = progress.Progress(1, 100)
     shown.start_epoch(1)
@@ -82,7 +82,7 @@ def test_a_line_a_minute_within_an_epoch(monkeypatch, capsys):
 
 
 def test_time_left_counts_all_that_an_epoch_took(monkeypatch, capsys):
-    from mnist_flax import progress
+    from mnist_flax.report import progress
 
     clock = 1000.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock)
@@ -97,7 +97,7 @@ def test_time_left_counts_all_that_an_epoch_took(monkeypatch, capsys):
 
 @pytest.mark.parametrize("splits", [("train", "test"), ("train", "validation", "test")])
 def test_every_split_has_its_results(capsys, splits):
-    from mnist_flax.progress import Progress
+    from mnist_flax.report.progress import Progress
 
     record = {"epoch": 1, "seconds": 1.0, "images_per_second": 1.0}
     for split in splits:
@@ -110,7 +110,7 @@ def test_every_split_has_its_results(capsys, splits):
 
 def test_a_study_says_what_is_left_of_all_of_it(monkeypatch, capsys):
     """Three replicas of 1,000 images: one after 10 s, then two together within 40 more."""
-    from mnist_flax import progress
+    from mnist_flax.report import progress
 
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])

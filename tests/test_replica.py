@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mnist_flax.errors import UserError
-from mnist_flax.replica import Replica, ReplicaStore
+from mnist_flax.study.store import Replica, ReplicaStore
 
 PROBABILITIES = {"test": np.array([[0.25, 0.75], [0.5, 0.5]])}
 

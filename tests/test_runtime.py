@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mnist_flax import runtime
+from mnist_flax.runtime import devices
 from tests.conftest import ROOT
 
 PROGRAM = """
 import jax
-from mnist_flax import runtime
-runtime.use_compilation_cache()
+from mnist_flax.runtime import devices
+devices.use_compilation_cache()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.jit(lambda x: x + 1)(1.0)
 print(jax.config.jax_compilation_cache_dir)
@@ -50,13 +50,13 @@ def test_a_cpu_convolves_with_xlas_own_code():
 
     if "ynn" not in program(None):
         pytest.skip("this XLA does so by itself")
-    assert "ynn" not in program(runtime.compiler_options())
+    assert "ynn" not in program(devices.compiler_options())
 
 
 def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
-    monkeypatch.setattr(runtime, "_CPU_OPTIONS", {"xla_cpu_no_such_option": "1"})
-    runtime.compiler_options.cache_clear()
+    monkeypatch.setattr(devices, "_CPU_OPTIONS", {"xla_cpu_no_such_option": "1"})
+    devices.compiler_options.cache_clear()
     try:
-        assert runtime.compiler_options() == {}
+        assert devices.compiler_options() == {}
     finally:
-        runtime.compiler_options.cache_clear()
+        devices.compiler_options.cache_clear()

@@ -8,10 +8,12 @@ import sys
 import jax
 import pytest
 
-from mnist_flax import data, laboratory, runtime
+from mnist_flax import data
 from mnist_flax.errors import UserError
+from mnist_flax.run.workdir import Workdir
+from mnist_flax.runtime import devices
+from mnist_flax.study import laboratory
 from mnist_flax.trainer import Trainer
-from mnist_flax.workdir import Workdir
 from tests.runs import ROOT, TINY, Run, environment, files, going_on, summary
 from tests.wandb_log import OfflineRun
 
@@ -198,7 +200,7 @@ def test_as_many_together_as_the_memory_has_room_for(in_process, monkeypatch, ca
     else:
         needed = property(lambda trainer: 100 * trainer.num_replicas)
         monkeypatch.setattr(Trainer, "memory", needed)
-        monkeypatch.setattr(runtime, "memory", lambda: 150)
+        monkeypatch.setattr(devices, "memory", lambda: 150)
     in_process().complete()
     said = capsys.readouterr().out
     assert said.count("base: the memory has room for 1 replicas at a time") == 1

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_flax.background import Background
-from mnist_flax.tracking import Tracker
+from mnist_flax.report.tracking import Tracker
+from mnist_flax.runtime.background import Background
 from tests.runs import ROOT, environment
 from tests.wandb_log import OfflineRun
 
@@ -88,7 +88,7 @@ def test_a_server_that_refuses_costs_no_wait_and_no_data(tmp_path):
     script = f"""
 import time, sys
 sys.path.insert(0, {str(ROOT)!r})
-from mnist_flax import tracking
+from mnist_flax.report import tracking
 from tests.test_tracking import log_a_run
 from configs import default
 tracking._INIT_SECONDS = 3
@@ -116,7 +116,7 @@ def test_a_service_that_hangs_is_given_up(tmp_path):
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
 import psutil
-from mnist_flax import tracking
+from mnist_flax.report import tracking
 from configs import default
 tracking._FINISH_SECONDS = 2
 config = default.get_config()
@@ -149,7 +149,7 @@ def test_disabled_imports_nothing(tiny_config, tmp_path):
     script = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from mnist_flax.tracking import Tracker
+from mnist_flax.report.tracking import Tracker
 from configs import default
 config = default.get_config()
 config.wandb.mode = "disabled"

@@ -8,9 +8,10 @@ import optax
 import pytest
 
 from configs import default
-from mnist_flax import conv, data
+from mnist_flax import data
 from mnist_flax import trainer as trainer_lib
 from mnist_flax.model import create_model
+from mnist_flax.ops import conv
 from mnist_flax.step import shuffle
 from mnist_flax.trainer import Trainer
 

@@ -5,9 +5,9 @@ import pathlib
 
 import pytest
 
-from mnist_flax import workdir
 from mnist_flax.errors import UserError
-from mnist_flax.workdir import Workdir, check_workdir
+from mnist_flax.run import workdir
+from mnist_flax.run.workdir import Workdir, check_workdir
 
 
 def test_files(tmp_path):

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from mnist_flax.figures import INK, create_figure
+from mnist_flax.report.figures import INK, create_figure
 
 _BASE, _BETTER, _WORSE, _SAME = "#222222", "#1a9850", "#d73027", "#7b8794"
 _CURVES = ("#4575b4", "#d95f02", "#7570b3", "#1a9850", "#d73027", "#222222")

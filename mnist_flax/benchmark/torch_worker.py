@@ -17,7 +17,9 @@ from ml_collections import ConfigDict
 from torch import nn
 from torch.nn import functional
 
-from mnist_flax import benchmark_worker, data, huge_pages
+from mnist_flax import data
+from mnist_flax.benchmark import worker
+from mnist_flax.runtime import huge_pages
 
 _TEST_BATCH_SIZE = 2_000  # on a CPU it was as quick with 500, and slower with 100
 
@@ -138,14 +140,14 @@ def tasks(
 
     def timed(run: Callable, *args: torch.Tensor) -> Callable[[], Callable[[], float]]:
         wait = (lambda _: torch.cuda.synchronize()) if on_gpu else (lambda _: None)
-        return lambda: benchmark_worker.timed(lambda: run(*args), wait)
+        return lambda: worker.timed(lambda: run(*args), wait)
 
     batch = train_images[: config.batch_size], train_labels[: config.batch_size]
 
     def memory() -> Callable[[], float]:
         if on_gpu:
             return torch.cuda.max_memory_allocated
-        return benchmark_worker.peak_memory
+        return worker.peak_memory
 
     return {
         "augmentation": timed(lambda images: augment(images, config.augment), batch[0]),
@@ -166,7 +168,7 @@ if __name__ == "__main__":
     if on_gpu and not torch.cuda.is_available():
         sys.exit("PyTorch finds no GPU, JAX does")
     sizes = settings["num_images"], settings["num_test"]
-    benchmark_worker.serve(
+    worker.serve(
         {"versions": {"torch": torch.__version__}},
         tasks(recipe, *sizes, settings["form"], on_gpu),
     )

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mnist_flax import ensemble as ensembles
-from mnist_flax.background import Background
-from mnist_flax.comparison import Difference, Interval, mean_interval, paired_difference
-from mnist_flax.config import BASE, flatten
+from mnist_flax.cli.fields import BASE, flatten
 from mnist_flax.data import Dataset
-from mnist_flax.replica import Replica, ReplicaStore
-from mnist_flax.workdir import Workdir
+from mnist_flax.run.workdir import Workdir
+from mnist_flax.runtime.background import Background
+from mnist_flax.study import ensemble as ensembles
+from mnist_flax.study.comparison import Difference, Interval, mean_interval, paired_difference
+from mnist_flax.study.store import Replica, ReplicaStore
 
 _QUANTILES = (0.025, 0.975)  # of ensembles
 
@@ -360,7 +360,8 @@ class Findings:
         }
 
     def _draw_figures(self, rows: Sequence[Row], draws: dict[str, list[ensembles.Draws]]) -> None:
-        from mnist_flax import figures, study_figures  # which import matplotlib
+        from mnist_flax import study_figures  # which import matplotlib
+        from mnist_flax.report import figures
 
         bars = [
             study_figures.Bar(

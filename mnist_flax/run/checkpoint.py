@@ -18,10 +18,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from mnist_flax import processes
 from mnist_flax.errors import UserError
-from mnist_flax.files import write_whole
-from mnist_flax.history import History
+from mnist_flax.run.history import History
+from mnist_flax.runtime import hosts
+from mnist_flax.runtime.files import write_whole
 from mnist_flax.step import TrainState
 
 _DIGESTS = "files.sha256"
@@ -157,7 +157,7 @@ class Checkpoints:
             force=True,
         )
         self._manager.wait_until_finished()
-        if processes.is_main():
+        if hosts.is_main():
             _write_digests(self._folder / str(history.epoch))
 
     def _create_manager(self) -> Any:
@@ -276,7 +276,7 @@ def _check_room(folder: pathlib.Path, size: int) -> None:
 
 
 def _put_aside(folder: pathlib.Path) -> None:
-    if processes.is_main():
+    if hosts.is_main():
         aside = folder.with_name(folder.name + _DAMAGED)
         shutil.rmtree(aside, ignore_errors=True)
         try:

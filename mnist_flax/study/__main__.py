@@ -1,6 +1,6 @@
 """Compares a recipe's variants over seeds: python -m mnist_flax.study --config configs/study.py."""
 
-from mnist_flax import huge_pages
+from mnist_flax.runtime import huge_pages
 
 if __name__ == "__main__":
     huge_pages.use()  # it starts Python anew, so before anything that takes time
@@ -8,7 +8,7 @@ if __name__ == "__main__":
 from absl import flags
 from ml_collections import ConfigDict
 
-from mnist_flax import command
+from mnist_flax.cli import command
 
 flags.adopt_module_key_flags(command)
 _WORKDIR = flags.DEFINE_string(
@@ -25,7 +25,7 @@ _ENSEMBLE = flags.DEFINE_boolean(
 def main(config: ConfigDict) -> None:
     """Runs the study that the flags ask for."""
     # Imported once the flags are known to be right, for it takes seconds.
-    from mnist_flax import laboratory
+    from mnist_flax.study import laboratory
 
     laboratory.run(config, _WORKDIR.value, _ENSEMBLE.value)
 

@@ -16,7 +16,9 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
-from mnist_flax import augment, benchmark_worker, data, huge_pages, model, runtime
+from mnist_flax import augment, data, model
+from mnist_flax.benchmark import worker
+from mnist_flax.runtime import devices, huge_pages
 from mnist_flax.step import create_state
 from mnist_flax.trainer import Trainer
 
@@ -72,23 +74,23 @@ def tasks(
     )
     normalize = functools.partial(data.normalize, mean=dataset.mean, std=dataset.std)
     one_batch, seconds = _compile(config, dataset)
-    compiled = functools.partial(jax.jit, compiler_options=runtime.compiler_options())
+    compiled = functools.partial(jax.jit, compiler_options=devices.compiler_options())
     batch = jax.device_put(dataset.train.images[: config.batch_size])
 
     def augmentation() -> Callable[[], float]:
         run = compiled(functools.partial(augment.augment, config=config.augment))
-        return benchmark_worker.timed(lambda: run(jax.random.key(0), batch), jax.block_until_ready)
+        return worker.timed(lambda: run(jax.random.key(0), batch), jax.block_until_ready)
 
     def forward() -> Callable[[], float]:
         state = create_state(config, 1)
         run = compiled(lambda variables, x: state.apply_fn(variables, normalize(x), False))
-        return benchmark_worker.timed(lambda: run(state.variables, batch), jax.block_until_ready)
+        return worker.timed(lambda: run(state.variables, batch), jax.block_until_ready)
 
     def step() -> Callable[[], float]:
         return epoch_of(one_batch)
 
     def epoch_of(trainer: Trainer) -> Callable[[], float]:
-        return benchmark_worker.timed(lambda: trainer.train_epoch(1, _Silent()), lambda _: None)
+        return worker.timed(lambda: trainer.train_epoch(1, _Silent()), lambda _: None)
 
     @functools.cache
     def trainer() -> Trainer:
@@ -97,18 +99,18 @@ def tasks(
         return trainer
 
     def evaluation() -> Callable[[], float]:
-        return benchmark_worker.timed(lambda: trainer().evaluate("test"), lambda _: None)
+        return worker.timed(lambda: trainer().evaluate("test"), lambda _: None)
 
     def matmul() -> Callable[[], float]:
         side = 2048 if jax.default_backend() == "cpu" else 8192
         matrix = jnp.ones((side, side), config.model.dtype)
         run = compiled(lambda a: a @ a)
-        task = benchmark_worker.timed(lambda: run(matrix), jax.block_until_ready)
+        task = worker.timed(lambda: run(matrix), jax.block_until_ready)
         return lambda: task() / (2 * side**3)
 
     def memory() -> Callable[[], float]:
         on_device = jax.devices()[0].memory_stats() or {}
-        return lambda: on_device.get("peak_bytes_in_use", benchmark_worker.peak_memory())
+        return lambda: on_device.get("peak_bytes_in_use", worker.peak_memory())
 
     known = {
         "augmentation": augmentation,
@@ -141,7 +143,7 @@ def _compile(config: ConfigDict, dataset: data.Dataset) -> tuple[Trainer, dict[s
 
 if __name__ == "__main__":
     huge_pages.use()
-    runtime.use_compilation_cache()
+    devices.use_compilation_cache()
     settings = json.loads(sys.argv[1])
     recipe = ConfigDict(settings["config"])
     on_cpu = jax.default_backend() == "cpu"
@@ -149,7 +151,7 @@ if __name__ == "__main__":
     num_images = max(num_images, recipe.batch_size)
     known_tasks, compile_seconds = tasks(recipe, num_images, settings["num_test"])
     device = jax.devices()[0]
-    benchmark_worker.serve(
+    worker.serve(
         {
             "device": device.device_kind,
             "platform": device.platform,

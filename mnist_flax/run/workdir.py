@@ -10,9 +10,9 @@ import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mnist_flax.config import flatten
+from mnist_flax.cli.fields import flatten
 from mnist_flax.errors import UserError
-from mnist_flax.files import write_whole
+from mnist_flax.runtime.files import write_whole
 
 try:
     import fcntl

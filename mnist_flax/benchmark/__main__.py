@@ -22,8 +22,9 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from mnist_flax import command, huge_pages
+from mnist_flax.cli import command
 from mnist_flax.errors import UserError
+from mnist_flax.runtime import huge_pages
 
 flags.adopt_module_key_flags(command)
 _AGAINST = flags.DEFINE_enum("against", None, ["torch"], "Measure PyTorch in the same run.")
@@ -86,13 +87,13 @@ class Worker:
     def __init__(self, module: str, settings: dict[str, Any], env: dict[str, str]):
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in close()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"mnist_flax.{module}", json.dumps(settings)],
+            [sys.executable, "-m", f"mnist_flax.benchmark.{module}", json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
             env={**os.environ, **env},
-            cwd=pathlib.Path(__file__).parents[1],
+            cwd=pathlib.Path(__file__).parents[2],
         )
         self.about: dict[str, Any] = self._answer()
 
@@ -149,14 +150,14 @@ def measure(
             stack.callback(worker.close)
             return worker
 
-        ours = start("benchmark_jax")
+        ours = start("jax_worker")
         settings["num_images"] = ours.about["num_images"]
         workers = {_OURS: ours}
         if against_torch:
             platform_ = ours.about["platform"]
             for name, (form, env, huge) in _torch_forms(platform_, config.model.dtype).items():
                 workers[name] = start(
-                    "benchmark_torch", env, form=form, huge_pages=huge, platform=platform_
+                    "torch_worker", env, form=form, huge_pages=huge, platform=platform_
                 )
         seconds: dict[str, dict[str, list[float]]] = {
             task: {name: [] for name in workers} for task in _TASKS

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from mnist_flax import config as config_lib
-from mnist_flax import interrupt
+from mnist_flax.cli import fields as config_lib
 from mnist_flax.errors import LostProcess, UserError
+from mnist_flax.runtime import signals
 
-_RECIPES = pathlib.Path(__file__).parents[1] / "configs"
+_RECIPES = pathlib.Path(__file__).parents[2] / "configs"
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="The recipe; a default of configs/ if none.", lock_config=True
 )
@@ -35,13 +35,13 @@ def start(main: Callable[[ConfigDict], None], default_recipe: str = "default.py"
         logging.set_verbosity(logging.WARNING)  # else JAX tells of every backend it does not find
         main(_CONFIG.value)
 
-    interrupt.install()
+    signals.install()
     try:
         app.run(run, flags_parser=functools.partial(_parse_flags, default_recipe))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except interrupt.Interrupted as error:
+    except signals.Interrupted as error:
         go_on = f"; to go on: {_again(error.workdir)}" if error.workdir else ""
         print(f"{error}{go_on}", file=sys.stderr)
         sys.exit(error.status)

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mnist_flax.background import Background
 from mnist_flax.data import Dataset, Split
 from mnist_flax.evaluate import Evaluation
-from mnist_flax.history import History
-from mnist_flax.tracking import Tracker
-from mnist_flax.workdir import Workdir
+from mnist_flax.report.tracking import Tracker
+from mnist_flax.run.history import History
+from mnist_flax.run.workdir import Workdir
+from mnist_flax.runtime.background import Background
 
 _NUM_SHOWN = 20  # test digits in predictions.png
 _ABORT_SECONDS = 5  # for drawings, then for W&B, when a run is broken off
@@ -163,7 +163,7 @@ class Report:
 
 def _import_figures() -> ModuleType:
     """`mnist_flax.figures`, in the background: the first step need not wait for matplotlib."""
-    from mnist_flax import figures
+    from mnist_flax.report import figures
 
     return figures
 

@@ -9,17 +9,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mnist_flax import config as config_lib
-from mnist_flax import data, evaluate, interrupt, runtime, tracking
-from mnist_flax.background import Background
+from mnist_flax import data, evaluate
+from mnist_flax.cli import fields as config_lib
 from mnist_flax.errors import UserError
-from mnist_flax.findings import Findings
-from mnist_flax.interrupt import Interrupted
-from mnist_flax.progress import StudyProgress
-from mnist_flax.replica import Replica, ReplicaStore, finite
-from mnist_flax.tracking import Tracker
+from mnist_flax.report import tracking
+from mnist_flax.report.progress import StudyProgress
+from mnist_flax.report.tracking import Tracker
+from mnist_flax.run.workdir import REPLICAS, Workdir, check_same, check_workdir, versions
+from mnist_flax.runtime import devices, signals
+from mnist_flax.runtime.background import Background
+from mnist_flax.runtime.signals import Interrupted
+from mnist_flax.study.findings import Findings
+from mnist_flax.study.store import Replica, ReplicaStore, finite
 from mnist_flax.trainer import Trainer
-from mnist_flax.workdir import REPLICAS, Workdir, check_same, check_workdir, versions
 
 _MEMORY_SHARE = 0.9  # of a device's memory, for the largest program
 _REPORT_SECONDS = 60  # at least, between the reports of a study that is going on
@@ -52,7 +54,7 @@ def run(config: ConfigDict, workdir: str, ensemble: bool = False) -> None:
             f"--ensemble; allowed: at most config.study.num_seeds={config.study.num_seeds}"
         )
     check_workdir(workdir, config.to_dict(), _may_differ)
-    runtime.use_compilation_cache()
+    devices.use_compilation_cache()
     dataset = data.load(config.dataset, config.seed)
     num_images = len(dataset.train) + len(dataset.validation or ())
     for name, recipe in config_lib.recipes(config).items():
@@ -63,7 +65,7 @@ def run(config: ConfigDict, workdir: str, ensemble: bool = False) -> None:
             )
         config_lib.check_sizes(recipe, num_images, jax.device_count())
     study = Study(config, dataset, Workdir(workdir, config.to_dict(), _may_differ), ensemble)
-    with interrupt.deferred():
+    with signals.deferred():
         study.complete()
 
 
@@ -130,7 +132,7 @@ class Study:
             say(
                 f"Study: {self._num_replicas} replicas (recipes: {len(self._recipes)}, seeds: "
                 f"{len(self._seeds)}), {len(self._finished)} of them finished; "
-                f"{runtime.describe_devices()}"
+                f"{devices.describe_devices()}"
             )
             for replica in self._finished.values():
                 self._tracking.submit(self._send, replica)
@@ -190,7 +192,7 @@ class Study:
         """One for these seeds, or for the first of them, as many as the memory has room for."""
         number = min(len(seeds), self._most.get(name, len(seeds)))
         while (name, number) not in self._trainers:
-            room = _MEMORY_SHARE * runtime.memory()
+            room = _MEMORY_SHARE * devices.memory()
             trainer = self._create_trainer(name, seeds[:number])
             # Where compiling fails for want of memory, half as many may do.
             needed = 2 * room if trainer is None else trainer.memory
@@ -273,7 +275,7 @@ class Study:
                 train_seconds=train_seconds / number,
                 compile_seconds=trainer.compile_seconds,
                 num_together=number,
-                device=runtime.describe_devices(),
+                device=devices.describe_devices(),
                 versions=versions(),
             )
             self._store.save(
@@ -349,7 +351,7 @@ class Study:
 
 
 def _check_signals() -> None:
-    if number := interrupt.received():
+    if number := signals.received():
         raise Interrupted(number)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mnist_flax.errors import UserError
-from mnist_flax.files import write_whole
+from mnist_flax.runtime.files import write_whole
 
 _TRACKED = ".tracked"  # marks a replica that W&B has
 

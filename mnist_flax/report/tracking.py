@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mnist_flax.background import Background
+from mnist_flax.runtime.background import Background
 
 _INIT_SECONDS = 30  # for the server to answer; the run is kept offline if it has not
 _FINISH_SECONDS = 120  # for what is left to upload at the end

@@ -1,0 +1,4 @@
+"""The machine: its devices, hosts, signals, threads and files, and how XLA is told to compile.
+
+Nothing here knows what is being trained.
+"""
