@@ -3,7 +3,7 @@
 from mnist_flax.runtime import huge_pages
 
 if __name__ == "__main__":
-    huge_pages.use()  # it starts Python anew, so before anything that takes time
+    huge_pages.use()  # it restarts Python, so it comes before anything that takes time
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -14,21 +14,21 @@ flags.adopt_module_key_flags(command)
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     "",
-    "The folder for the results: a new one, or that of a run to go on with; empty: a dated one "
-    "under runs/.",
+    "The folder for the results: a new one, or that of the run to resume; empty: a dated one under "
+    "runs/.",
 )
 _COORDINATOR_ADDRESS = flags.DEFINE_string(
     "coordinator_address",
     "",
     "HOST:PORT of process 0, for a run on several hosts that JAX does not find by itself.",
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes the run has.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Rank of this process, from 0.")
 
 
 def main(config: ConfigDict) -> None:
     """Runs the training that the flags ask for."""
-    # Imported once the flags are known to be right, for it takes seconds.
+    # Imported here because it takes seconds: invalid flags are reported before.
     from mnist_flax import train
     from mnist_flax.runtime import hosts
 

@@ -1,70 +1,65 @@
 """Random affine maps of images, on the device, a batch at a time.
 
-The map. An output pixel at offset `p` from the image's centre, in pixels (row, column), takes the
-input at offset `R(-angle) (p - translation) / scale`: the picture is scaled about its centre,
-rotated counter-clockwise by `angle` and moved by `translation`. Outside the input everything
-is 0. 'nearest' takes the pixel whose centre is nearest (halves go up); 'bilinear' weighs the four
-around the point. Both read the same point.
+An output pixel at offset `p` from the image's centre, in pixels (row, column), takes the input at
+offset `R(-angle) (p - translation) / scale`: the picture is scaled about its centre, rotated
+counter-clockwise by `angle` and moved by `translation`. Everything outside the input is 0.
+'nearest' takes the pixel whose centre is nearest (halves round up); 'bilinear' weighs the four
+pixels around the point.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
+
+from mnist_flax.errors import check_choice
+from mnist_flax.streams import Stream
+
+INTERPOLATIONS = ("nearest", "bilinear")
 
 
 class AffineParams(NamedTuple):
-    """One map an image.
+    """One map per image."""
 
-    Attributes:
-      angle: float32 `[batch]`, radians, counter-clockwise as seen.
-      translation: float32 `[batch, 2]`, pixels down and to the right.
-      scale: float32 `[batch]`, above 1 enlarges.
-    """
-
-    angle: jax.Array
-    translation: jax.Array
-    scale: jax.Array
+    angle: jax.Array  # float32 [batch], radians, counter-clockwise as seen
+    translation: jax.Array  # float32 [batch, 2], pixels down and to the right
+    scale: jax.Array  # float32 [batch], above 1 enlarges
 
 
 def sample_params(key: jax.Array, batch_size: int, side: int, config: ConfigDict) -> AffineParams:
-    """Draws a map for each image.
+    """Draws a map for each image of `side` pixels.
 
-    Args:
-      key: PRNG key.
-      batch_size: number of maps.
-      side: the images' side, pixels.
-      config: `rotation` (degrees), `translation` (fraction of the side), `scale` (low, high).
-
-    Returns:
-      Angles and scales uniform in their ranges; translations uniform in +-translation * side,
-      then rounded to whole pixels.
+    Angles are uniform in +-`config.rotation` degrees and scales in `config.scale`, (low, high).
+    Translations are uniform in +-`config.translation * side`, then rounded to whole pixels.
     """
     angle_key, translation_key, scale_key = jax.random.split(key, 3)
-    angle = jnp.deg2rad(config.rotation)
-    shift = config.translation * side
+    angle, shift = jnp.deg2rad(config.rotation), config.translation * side
     low, high = config.scale
+    shifts = jax.random.uniform(translation_key, (batch_size, 2), minval=-shift, maxval=shift)
     return AffineParams(
         jax.random.uniform(angle_key, (batch_size,), minval=-angle, maxval=angle),
-        jnp.round(
-            jax.random.uniform(translation_key, (batch_size, 2), minval=-shift, maxval=shift)
-        ),
+        jnp.round(shifts),
         jax.random.uniform(scale_key, (batch_size,), minval=low, maxval=high),
     )
 
 
 def affine(images: jax.Array, params: AffineParams, interpolation: str) -> jax.Array:
-    """Maps each image by its own parameters; the module's docstring defines the map.
+    """Maps each image by its own parameters.
 
     Args:
       images: uint8 `[batch, height, width, 1]`.
-      params: a map an image.
+      params: one map per image.
       interpolation: 'nearest' or 'bilinear'.
 
     Returns:
       uint8 for 'nearest', float32 in 0..255 for 'bilinear'; the shape of `images`.
+
+    Raises:
+      UserError: `interpolation` is unknown.
     """
+    check_choice("interpolation", interpolation, INTERPOLATIONS)
     rows, columns = _source_points(params, images.shape[1], images.shape[2])
     if interpolation == "nearest":
         return _pixels(images, jnp.floor(rows + 0.5), jnp.floor(columns + 0.5))
@@ -78,69 +73,40 @@ def affine(images: jax.Array, params: AffineParams, interpolation: str) -> jax.A
     )
 
 
-def augment(
-    key: jax.Array,
-    images: jax.Array,
-    config: ConfigDict,
-    first: jax.typing.ArrayLike = 0,
-    batch_size: int | None = None,
-) -> jax.Array:
-    """Draws a map for each image and applies it.
-
-    Args:
-      key: PRNG key.
-      images: uint8 `[n, side, side, 1]`, those from `first` on of a batch.
-      config: the group `augment` of a configuration.
-      first: int scalar.
-      batch_size: of the whole batch, whose maps do not depend on where it is cut; None: `n`.
-
-    Returns:
-      As `affine`; `images` unchanged where `config.enabled` is False.
-    """
+def augment(key: jax.Array, images: jax.Array, config: ConfigDict) -> jax.Array:
+    """Maps each image at random, by the group `augment` of a configuration; see `affine`."""
     if not config.enabled:
         return images
-    params = sample_params(key, batch_size or len(images), images.shape[1], config)
-    own = jax.tree.map(lambda p: jax.lax.dynamic_slice_in_dim(p, first, len(images)), params)
-    return affine(images, own, config.interpolation)
+    params = sample_params(key, len(images), images.shape[1], config)
+    return affine(images, params, config.interpolation)
 
 
-def views(
-    key: jax.Array, images: jax.Array, config: ConfigDict, num_views: int, strength: float
-) -> jax.Array:
-    """The images, and maps of them that are gentler than in training: test-time augmentation.
+def examples(config: ConfigDict, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns an image, uint8 `[side, side, 1]`, and 29 augmentations of it, for a picture."""
+    copies = jnp.repeat(image[None], 29, axis=0)
+    key = Stream.AUGMENTATION_SHEET.key(jax.random.key(config.seed))
+    return image, np.asarray(jax.jit(lambda key: augment(key, copies, config.augment))(key))
 
-    Args:
-      key: PRNG key, of maps that are the same for all images.
-      images: uint8 `[n, side, side, 1]`.
-      config: the group `augment` of a configuration; its ranges are used, enabled or not.
-      num_views: how many; the first is the image itself.
-      strength: of the maps, 0..1: the share of each of the training's ranges.
 
-    Returns:
-      `[num_views, n, side, side, 1]`, of the type that `affine` returns if there are several.
+def sample_views(key: jax.Array, side: int, config: ConfigDict) -> AffineParams:
+    """Draws the maps of test-time augmentation, the same for all images and epochs.
+
+    There are `evaluation.num_views - 1` of them, since the first view is the image itself. Their
+    ranges are those of training, enabled or not, times `evaluation.strength`, 0..1.
     """
-    if num_views == 1:
-        return images[None]
+    ranges, strength = config.augment, config.evaluation.strength
     gentle = ConfigDict(
         {
-            "rotation": strength * config.rotation,
-            "translation": strength * config.translation,
-            "scale": [1 + strength * (bound - 1) for bound in config.scale],
+            "rotation": strength * ranges.rotation,
+            "translation": strength * ranges.translation,
+            "scale": [1 + strength * (bound - 1) for bound in ranges.scale],
         }
     )
-    key = jax.random.fold_in(key, 3)
-    params = sample_params(key, num_views - 1, images.shape[1], gentle)
-
-    def map_all(params: AffineParams) -> jax.Array:
-        repeated = jax.tree.map(lambda p: jnp.broadcast_to(p, (len(images), *p.shape)), params)
-        return affine(images, repeated, config.interpolation)
-
-    maps = jax.vmap(map_all)(params)
-    return jnp.concatenate([images[None].astype(maps.dtype), maps])
+    return sample_params(Stream.VIEWS.key(key), config.evaluation.num_views - 1, side, gentle)
 
 
 def _source_points(params: AffineParams, height: int, width: int) -> tuple[jax.Array, jax.Array]:
-    """Where each output pixel reads: input rows and columns, float32 `[batch, height, width]`."""
+    """Returns the rows and columns that output pixels read, float32 `[batch, height, width]`."""
     centre_row, centre_column = (height - 1) / 2, (width - 1) / 2
     down, right = (params.translation[:, axis, None, None] for axis in (0, 1))
     row = jnp.arange(height)[None, :, None] - centre_row - down
@@ -155,7 +121,7 @@ def _pixels(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array
     """Reads `images` at whole-numbered positions `[batch, height, width]`; 0 outside."""
     batch, height, width, channels = images.shape
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    # One flat index a pixel: a gather along one axis, which every backend does well.
+    # One flat index per pixel: every backend gathers well along one axis.
     index = jnp.where(inside, rows * width + columns, 0).astype(jnp.int32).reshape(batch, -1, 1)
     flat = images.reshape(batch, height * width, channels)
     picked = jnp.take_along_axis(flat, index, axis=1).reshape(images.shape)

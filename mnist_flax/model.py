@@ -1,5 +1,6 @@
 """SimpleCNN: blocks of convolutions, a downsampling between blocks, global average pooling."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,69 +10,94 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from mnist_flax import data
-from mnist_flax.batch_norm import BatchNorm
+from mnist_flax.errors import UserError, check_choice
 from mnist_flax.ops import conv
+
+DOWNSAMPLES = ("strided", "max", "avg")
+NORMS = ("batch", "layer", "group", "none")
+NORM_POSITIONS = ("before", "after")
+PADDINGS = ("VALID", "SAME")
 
 
 class SimpleCNN(nn.Module):
     """The classifier.
 
-    Each block is a row of stride-1 convolutions with normalisation and ReLU; between blocks the
-    side is halved; a 1x1 convolution to the classes and a global average pool end it.
+    Each block is a row of stride-1 convolutions with normalisation and ReLU. Between blocks,
+    height and width are halved. A 1x1 convolution to the classes and a global average pool follow.
 
-    Attributes:
-      channels: of each convolution, a tuple a block.
-      kernel_sizes: likewise, pixels.
-      downsample: 'strided' (2x2 convolution, stride 2), 'max' or 'avg' (2x2 pooling).
-      norm: 'batch' (see `BatchNorm`), 'layer' (over height, width and channels together, a scale
-        and a bias for each of their elements), 'group' (over height, width and the channels of
-        a group, a scale and a bias a channel) or 'none'.
-      norm_position: 'before' or 'after' the ReLU.
-      num_groups: of 'group'.
-      padding: 'VALID' or 'SAME', of the stride-1 convolutions.
-      dtype: of the computation; parameters and statistics are float32.
-      axis_name: the mesh axis over which a training batch is spread, as of `BatchNorm`.
+    `norm` is 'batch' (Ioffe and Szegedy, 2015, arXiv 1502.03167), 'layer' (over height, width and
+    channels together, with a scale and a bias for each of their elements), 'group' (over height,
+    width and the channels of a group, with a scale and a bias per channel) or 'none'.
+
+    Raises:
+      UserError: a named choice is unknown, or the blocks do not fit together.
     """
 
-    channels: Sequence[Sequence[int]]
-    kernel_sizes: Sequence[Sequence[int]]
-    downsample: str = "strided"
+    num_classes: int
+    channels: Sequence[Sequence[int]]  # of each convolution, one tuple per block
+    kernel_sizes: Sequence[Sequence[int]]  # sides in pixels, likewise
+    downsample: str = "strided"  # a 2x2 convolution of stride 2, or 'max' or 'avg', 2x2 pooling
     norm: str = "batch"
-    norm_position: str = "before"
-    num_groups: int = 4
-    padding: str = "VALID"
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    norm_position: str = "before"  # or 'after' the ReLU
+    num_groups: int = 4  # of channels, for norm='group'
+    padding: str = "VALID"  # or 'SAME', of the stride-1 convolutions
+    dtype: Any = jnp.float32  # of the computation; parameters and statistics are float32
+
+    def __post_init__(self):
+        check_choice("downsample", self.downsample, DOWNSAMPLES)
+        check_choice("norm", self.norm, NORMS)
+        check_choice("norm_position", self.norm_position, NORM_POSITIONS)
+        check_choice("padding", self.padding, PADDINGS)
+        if [*map(len, self.channels)] != [*map(len, self.kernel_sizes)]:
+            raise self._refused("kernel_sizes", f"one kernel for each of channels={self.channels}")
+        widths = [width for block in self.channels for width in block]
+        if self.norm == "group" and (odd := [w for w in widths if w % self.num_groups]):
+            raise self._refused("num_groups", f"a divisor of {odd[0]} channels")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Computes logits.
+        """Returns logits, float32 `[batch, num_classes]`.
 
         Args:
-          x: float `[batch, height, width, 1]`, normalised.
-          train: True takes the batch's statistics and updates the running ones.
-
-        Returns:
-          Logits, float32 `[batch, 10]`.
+          x: float `[batch, height, width, channels]`, normalised.
+          train: True normalises by the batch's statistics and updates the running ones.
         """
         x = x.astype(self.dtype)
         for block, layers in enumerate(zip(self.channels, self.kernel_sizes, strict=True), 1):
             if block > 1:
                 x = self._downsample(x, f"downsample{block - 1}")
             for layer, (features, kernel_size) in enumerate(zip(*layers, strict=True), 1):
+                normalize = functools.partial(self._normalize, train, f"norm{block}_{layer}")
                 x = self._conv(x, features, kernel_size, f"conv{block}_{layer}")
-                if self.norm_position == "before":
-                    x = nn.relu(self._normalize(x, train, f"norm{block}_{layer}"))
-                else:
-                    x = self._normalize(nn.relu(x), train, f"norm{block}_{layer}")
-        x = self._conv(x, data.NUM_CLASSES, 1, "classifier")
+                before = self.norm_position == "before"
+                x = nn.relu(normalize(x)) if before else normalize(nn.relu(x))
+        x = self._conv(x, self.num_classes, 1, "classifier")
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+
+    def check_side(self, side: int) -> None:
+        """Raises a `UserError` unless kernels and downsampling fit images of `side` pixels."""
+        for block, kernels in enumerate(self.kernel_sizes, 1):
+            for kernel in kernels:
+                if kernel > side:
+                    raise self._refused(
+                        "kernel_sizes",
+                        f"kernels within their feature maps; {kernel}x{kernel} of block {block} "
+                        f"meets {side}x{side}",
+                    )
+                side -= kernel - 1 if self.padding == "VALID" else 0
+            if block < len(self.kernel_sizes):
+                if side < 2:
+                    raise self._refused(
+                        "kernel_sizes",
+                        f"feature maps of 2x2 or more at the end of block {block}, to downsample",
+                    )
+                side //= 2
 
     def _conv(
         self, x: jax.Array, features: int, side: int, name: str, stride: int = 1
     ) -> jax.Array:
-        """A convolution initialised as PyTorch's: weight and bias uniform in +-1/sqrt(fan_in)."""
+        """Convolves; weight and bias start uniform in +-1/sqrt(fan_in), PyTorch's default."""
         limit = 1 / math.sqrt(side * side * x.shape[-1])
 
         def uniform(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
@@ -91,16 +117,18 @@ class SimpleCNN(nn.Module):
             name=name,
         )(x)
 
-    def _normalize(self, x: jax.Array, train: bool, name: str) -> jax.Array:
-        """Applies `norm`; all kinds have PyTorch's eps, and statistics to full precision."""
-        options = {"epsilon": 1e-5, "dtype": x.dtype, "use_fast_variance": False, "name": name}
+    def _normalize(self, train: bool, name: str, x: jax.Array) -> jax.Array:
+        """Applies `norm`, with PyTorch's epsilon; statistics are float32."""
+        options = {"epsilon": 1e-5, "dtype": self.dtype, "name": name}
         if self.norm == "batch":
-            return BatchNorm(axis_name=self.axis_name, name=name)(x, train)
+            # Flax's running variance is that of a batch; PyTorch takes n / (n - 1) times as much.
+            return nn.BatchNorm(not train, momentum=0.9, **options)(x)
         if self.norm == "layer":
             axes = (1, 2, 3)
-            return nn.LayerNorm(reduction_axes=axes, feature_axes=axes, **options)(x)
+            options |= {"reduction_axes": axes, "feature_axes": axes}
+            return nn.LayerNorm(use_fast_variance=False, **options)(x)
         if self.norm == "group":
-            return nn.GroupNorm(self.num_groups, **options)(x)
+            return nn.GroupNorm(self.num_groups, use_fast_variance=False, **options)(x)
         return x
 
     def _downsample(self, x: jax.Array, name: str) -> jax.Array:
@@ -110,8 +138,10 @@ class SimpleCNN(nn.Module):
         pool = nn.max_pool if self.downsample == "max" else nn.avg_pool
         return pool(x, (2, 2), strides=(2, 2))
 
+    def _refused(self, field: str, allowed: str) -> UserError:
+        return UserError(f"{field}={getattr(self, field)!r} is not allowed; allowed: {allowed}")
 
-def create_model(config: ConfigDict, axis_name: str | None = None) -> SimpleCNN:
+
+def create_model(config: ConfigDict, num_classes: int) -> SimpleCNN:
     """Builds the network that `config`, the group `model` of a configuration, describes."""
-    options = {**config.to_dict(), "dtype": jnp.dtype(config.dtype)}
-    return SimpleCNN(**options, axis_name=axis_name)
+    return SimpleCNN(num_classes, **{**config.to_dict(), "dtype": jnp.dtype(config.dtype)})

@@ -1,255 +1,188 @@
-"""The compiled functions of a run, and its data on the device."""
+"""The data on the devices, the compiled step and prediction, and an epoch of training."""
 
-import concurrent.futures
 import functools
-import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from ml_collections import ConfigDict
 
-from mnist_flax import augment, data, evaluate, mesh, optimizer
-from mnist_flax.errors import UserError
-from mnist_flax.report.progress import Progress
-from mnist_flax.runtime import devices
-from mnist_flax.runtime.background import lower_priority
-from mnist_flax.step import StepMetrics, TrainState, create_initializer, shuffle, train_step
+from mnist_flax import data, optimizer, step
+from mnist_flax.evaluate import Evaluation, evaluate
+from mnist_flax.runtime import compilation, devices
+from mnist_flax.step import StepMetrics, TrainState
 
-# How often an epoch the host waits for the device: to show progress, and to be interruptible.
-_WAITS_PER_EPOCH = 8
+_WAITS_PER_EPOCH = 8  # how often the host waits for the device, to show progress
+
+# Called after every step, in every process, with the number of images trained on in this epoch;
+# whenever the host waits for the device, also with the step's mean loss and accuracy. It may raise.
+OnStep = Callable[[int, float | None, float | None], None]
 
 
 class Trainer:
-    """The compiled functions of a run, or of replicas of it, its data on the device.
+    """Trains and evaluates one run on all devices.
 
     Args:
       config: the whole configuration.
       dataset: what to train and to evaluate on.
-      seeds: of replicas, which are trained together; None: one run, of `config.seed`. All that is
-        said of a run holds for each of them, along a leading axis.
+      placed: the same on the devices, if it is there already.
 
     Attributes:
-      state: replaced by every step.
-      splits: those to evaluate, by name.
-      num_replicas: how many are trained together; None: one run.
-      schedule: learning rate by step.
       batches: (start, size) of an epoch's batches; the last may be smaller.
-      compile_seconds: how long tracing and compiling have been waited for.
-      state_like: the state's shapes, types and shardings.
+      schedule: learning rate by step.
+      compiler: of the programs; it counts the seconds that anybody waited for one.
+
+    Raises:
+      UserError: the batch size does not fit the images or the devices.
     """
 
     def __init__(
-        self, config: ConfigDict, dataset: data.Dataset, seeds: Sequence[int] | None = None
+        self, config: ConfigDict, dataset: data.Dataset, placed: devices.Placed | None = None
     ):
-        self._config = config
-        self.num_replicas = num_replicas = None if seeds is None else len(seeds)
-        num_images = len(dataset.train)
-        self.batches = [
-            (start, min(config.batch_size, num_images - start))
-            for start in range(0, num_images, config.batch_size)
-        ]
-        started = time.perf_counter()
-        own = mesh.sharding(mesh.OWN, num_replicas)
-        seed = np.uint32(config.seed if seeds is None else seeds)
-        create = create_initializer(config, len(self.batches), num_replicas).lower(seed)
-        self.state_like = state = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own),
-            create.out_info,
-        )
-        self.schedule = optimizer.create_schedule(
-            config.optimizer, len(self.batches), config.num_epochs
-        )
-        spread = functools.partial(mesh.spread, num_replicas=num_replicas)
-        self._train = data.Split(*map(spread, dataset.train))
-        self.splits = {"test": dataset.test}
-        if dataset.validation is not None:
-            self.splits["validation"] = dataset.validation
-        views = config.evaluation
-        self._images = {
-            name: list(map(spread, evaluate.split_batches(split.images, views.num_views)))
-            for name, split in self.splits.items()
-        }
+        num_images, size = len(dataset.train), config.batch_size
+        devices.check_batch_size(size, num_images)
+        starts = range(0, num_images, size)
+        self.batches = [(start, min(size, num_images - start)) for start in starts]
+        self.schedule = optimizer.create_schedule(config.optimizer, len(starts), config.num_epochs)
+        self.compiler = compilation.Compiler()
+        self._config, self._dataset = config, dataset
+        self._placed = placed or self.place(dataset)
         normalize = functools.partial(data.normalize, mean=dataset.mean, std=dataset.std)
-        options = devices.compiler_options()
-        permute = jax.jit(
-            mesh.on_devices(
-                functools.partial(shuffle, num_images=num_images),
-                (mesh.OWN, mesh.REPLICATED),
-                mesh.OWN,
-                num_replicas=num_replicas,
-            ),
-            out_shardings=own,
-        ).lower(state.key, 0)
-        step = jax.jit(
-            functools.partial(
-                train_step, config=config, normalize=normalize, num_replicas=num_replicas
-            ),
-            static_argnames="batch_size",
-            donate_argnames="state",
-            out_shardings=own,
-            compiler_options=options,
-        )
+        self._options: dict[str, Any] = {"config": config, "normalize": normalize}
 
-        def apply(variables: dict[str, Any], images: jax.Array) -> jax.Array:
-            return state.apply_fn(variables, normalize(images), train=False)
+    def compile(self) -> str:
+        """Compiles the programs; on a CPU, all but the first step's beside the training.
 
-        def predict(variables: dict[str, Any], key: jax.Array, images: jax.Array) -> jax.Array:
-            return evaluate.predict(
-                functools.partial(apply, variables),
-                augment.views(key, images, config.augment, views.num_views, views.strength),
-            )
+        Returns:
+          A line on what computes, and how long compiling took.
+        """
+        started = time.perf_counter()
+        create = self._lower(self._create_state, self._seed_like)
+        shuffle = self._lower(self._shuffle, create.out_info, 0)
+        own = (create.out_info, shuffle.out_info)
 
-        predict = jax.jit(
-            mesh.on_devices(
-                predict,
-                (mesh.OWN, mesh.OWN, mesh.SPREAD),
-                mesh.OWN_SPREAD,
-                num_replicas=num_replicas,
-            ),
-            out_shardings=own,
-            compiler_options=options,
-        )
+        def lower_step(size: int) -> jax.stages.Lowered:
+            train = functools.partial(self._train_step, size=size)
+            options = {"own": 2, "batch_size": size, "donate_argnums": 0}
+            return self._lower(train, *own, 0, *self._placed.train, **options)
 
-        def compile_step(size: int) -> jax.stages.Compiled:
-            return step.lower(state, *self._train, permute.out_info, 0, batch_size=size).compile()
+        def lower_predict() -> jax.stages.Lowered:
+            images = self._placed.evaluated["test"][0]
+            return self._lower(self._predict, create.out_info, images, batch_size=len(images))
 
-        def compile_predict(images: jax.Array) -> jax.stages.Compiled:
-            return predict.lower(state.evaluated, state.key, images).compile()
+        sizes = sorted({size for _, size in self.batches}, reverse=True)
+        self._steps = {size: self.compiler.submit(lower_step, size) for size in sizes}
+        self._predictor = self.compiler.submit(lower_predict)
+        self._creator, self._shuffler = create.compile(), shuffle.compile()
+        programs = [*self._steps.values(), self._predictor]
+        for program in programs[: 1 if jax.default_backend() == "cpu" else None]:
+            program.wait()
+        self.compiler.seconds = time.perf_counter() - started
+        return f"{devices.describe()}, compiled in {self.compiler.seconds:.1f} s"
 
-        self._compiler = compiler = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-        on_cpu = jax.default_backend() == "cpu"
-        # A step takes a CPU up to seconds. No more than one is in line, so that a signal is soon
-        # heard.
-        self._stays_close = on_cpu
-        self._steps = {}
-        # In the order in which they are needed. A CPU begins with the first, and the others are
-        # compiled beside the training; elsewhere an epoch is over before that.
-        for size in sorted({size for _, size in self.batches}, reverse=True):
-            self._steps[size] = compiler.submit(compile_step, size)
-            if on_cpu:
-                compiler.submit(lower_priority)
-        self._predict = {
-            size: compiler.submit(compile_predict, images)
-            for size, images in {len(x): x for x in itertools.chain(*self._images.values())}.items()
-        }
-        programs = [*self._steps.values(), *self._predict.values()]
-        try:
-            # Beside the step's compilation.
-            self._create = create.compile()
-            self.state = self._create(seed)
-            self._shuffle = permute.compile()
-            self._copy = jax.jit(_copy).lower(state).compile()
-            for program in programs[: 1 if on_cpu else None]:
-                program.result()
-        except BaseException:
-            self.close()
-            raise
-        self.compile_seconds = time.perf_counter() - started
+    @staticmethod
+    def place(dataset: data.Dataset) -> devices.Placed:
+        """Puts a data set on all devices."""
+        images = {name: split.images for name, split in dataset.evaluated.items()}
+        return devices.place(dataset.train, images)
 
-    def restart(self, seeds: Sequence[int]) -> None:
-        """Begins anew, with other replicas, as many as before."""
-        self.state = self._create(np.uint32(seeds))
-
-    def finish_compiling(self) -> None:
-        """Waits for all programs, so that none is compiled beside the training."""
-        for program in (*self._steps.values(), *self._predict.values()):
-            self._wait_for(program, None)
-
-    @property
-    def memory(self) -> int:
-        """Bytes of a device's memory that the largest program takes, the data included."""
-        sizes = []
-        for program in (*self._steps.values(), *self._predict.values()):
-            needed = program.result().memory_analysis()
-            both = needed.argument_size_in_bytes + needed.output_size_in_bytes
-            sizes.append(both + needed.temp_size_in_bytes - needed.alias_size_in_bytes)
-        return max(sizes)
-
-    def close(self) -> None:
-        """Gives up what is not yet being compiled; the process's end waits for what is."""
-        self._compiler.shutdown(wait=False, cancel_futures=True)
+    def create_state(self, seed: int) -> TrainState:
+        """Returns the state before the first step."""
+        return self._creator(np.uint32(seed))
 
     def train_epoch(
-        self, epoch: int, progress: Progress, check: Callable[[], None] = lambda: None
-    ) -> StepMetrics:
+        self, state: TrainState, epoch: int, on_step: OnStep
+    ) -> tuple[TrainState, StepMetrics, float]:
         """Trains on every image once.
 
         Args:
+          state: given up; use the one that is returned.
           epoch: its number, from 1.
-          progress: is shown the steps.
-          check: called between steps, after the same ones in every process; may raise.
+          on_step: called after every step.
 
         Returns:
-          The metrics of each step, float32 `[steps]`, or `[steps, replicas]`.
-
-        Raises:
-          UserError: the loss is no longer finite; of replicas, each is left to itself.
+          The state, the metrics of each step, float32 `[steps]`, and the seconds it took, without
+          waiting for programs to be compiled.
         """
-        order = self._shuffle(self.state.key, epoch)
+        started = time.perf_counter() - self.compiler.seconds
+        order = self._shuffler(state, epoch)
         wait_every = max(2, math.ceil(len(self.batches) / _WAITS_PER_EPOCH))
         history: list[StepMetrics] = []
         for index, (start, size) in enumerate(self.batches, 1):
-            step = self._wait_for(self._steps[size], history)
-            self.state, metrics = step(self.state, *self._train, order, start)
+            state, metrics = self._steps[size](state, order, start, *self._placed.train)
             history.append(metrics)
-            if self._stays_close:
+            if jax.default_backend() == "cpu":
+                # A step may take a CPU seconds: queue no more than one, to hear signals soon.
                 jax.block_until_ready(history[-2:][0])
             waits = index % wait_every == 0 or index == len(self.batches)
-            if waits:
-                loss, accuracy = (float(np.mean(values)) for values in jax.device_get(metrics))
-                progress.update(start + size, loss, accuracy)
-                if not math.isfinite(loss) and self.num_replicas is None:
-                    raise self.diverged(epoch)
-            if waits or jax.process_count() == 1:
-                check()
-        return StepMetrics(*map(np.stack, zip(*jax.device_get(history), strict=True)))
+            means = [float(np.mean(x)) for x in jax.device_get(metrics)] if waits else [None, None]
+            on_step(start + size, *means)
+        each_step = StepMetrics(*map(np.stack, zip(*jax.device_get(history), strict=True)))
+        return state, each_step, time.perf_counter() - self.compiler.seconds - started
 
-    def copy_state(self) -> tuple[TrainState, bool]:
-        """A copy of the state, which no step is given.
-
-        Returns:
-          The copy, and whether all parameters and statistics are finite.
-        """
-        copy, is_finite = self._copy(self.state)
-        return copy, bool(is_finite)
-
-    def diverged(self, epoch: int) -> UserError:
-        """The error of a run whose numbers are no longer finite."""
-        rate = self._config.optimizer.learning_rate
-        return UserError(
-            f"the loss or the parameters are no longer finite in epoch {epoch}: "
-            f"config.optimizer.learning_rate={rate} is too high"
-        )
-
-    def _wait_for(self, program: concurrent.futures.Future, under_way: Any) -> jax.stages.Compiled:
-        """Waits for a program, after what is `under_way`, and counts that as compiling."""
-        if not program.done():
-            jax.block_until_ready(under_way)
-            started = time.perf_counter()
-            program.result()
-            self.compile_seconds += time.perf_counter() - started
-        return program.result()
-
-    def evaluate(self, name: str) -> evaluate.Evaluation:
-        """Evaluates a run on the whole split 'test' or 'validation'."""
-        return evaluate.evaluate(self.predict(name), self.splits[name].labels)
-
-    def predict(self, name: str) -> np.ndarray:
-        """The logits of a split, float32 `[n, classes]`, or `[replicas, n, classes]`."""
-        variables = self.state.evaluated
-        logits = [
-            self._wait_for(self._predict[len(batch)], variables)(variables, self.state.key, batch)
-            for batch in self._images[name]
-        ]
+    def predict(self, state: TrainState, split: str) -> np.ndarray:
+        """Returns the logits of the split 'test' or 'validation', float32 `[n, classes]`."""
+        batches = self._placed.evaluated[split]
+        logits = jax.device_get([self._predictor(state, batch) for batch in batches])
         # The last batch may be filled up with images that are none.
-        return np.concatenate(jax.device_get(logits), axis=-2)[..., : len(self.splits[name]), :]
+        return np.concatenate(logits, axis=-2)[..., : len(self._dataset.evaluated[split]), :]
 
+    def evaluate(self, state: TrainState) -> dict[str, Evaluation]:
+        """Returns the results on the whole test split, and on the validation split if any."""
+        return {
+            name: evaluate(self.predict(state, name), split.labels)
+            for name, split in self._dataset.evaluated.items()
+        }
 
-def _copy(state: TrainState) -> tuple[TrainState, jax.Array]:
-    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.variables)]
-    return jax.tree.map(jnp.copy, state), jnp.stack(finite).all()
+    def record(
+        self, epoch: int, metrics: StepMetrics, results: Mapping[str, Evaluation], seconds: float
+    ) -> dict[str, float]:
+        """Returns the numbers of an epoch, a line of metrics.jsonl.
+
+        Args:
+          epoch: its number, from 1.
+          metrics: of each step, `[steps]`.
+          results: by split.
+          seconds: of training.
+        """
+        num_steps, sizes = len(self.batches), [size for _, size in self.batches]
+        loss, accuracy = (float(np.average(values, weights=sizes)) for values in metrics)
+        record: dict[str, float] = {"epoch": epoch, "step": epoch * num_steps}
+        record |= {"train/loss": loss, "train/accuracy": accuracy}
+        for name, result in results.items():
+            record |= {f"{name}/loss": result.loss, f"{name}/accuracy": result.accuracy}
+        record["learning_rate"] = float(self.schedule((epoch - 1) * num_steps))
+        return record | {"seconds": seconds, "images_per_second": sum(sizes) / seconds}
+
+    # What is compiled: functions of one run, whose first argument is its own.
+
+    @property
+    def _seed_like(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((), np.uint32)
+
+    def _create_state(self, seed: jax.Array) -> TrainState:
+        shape, num_classes = self._dataset.train.images.shape[1:], len(self._dataset.class_names)
+        return step.create_state(seed, self._config, shape, num_classes, self.schedule)
+
+    def _shuffle(self, state: TrainState, epoch: jax.Array) -> jax.Array:
+        return step.shuffle(state.key, epoch, len(self._dataset.train))
+
+    def _train_step(
+        self, state: TrainState, order: jax.Array, start: jax.Array, *train: jax.Array, size: int
+    ) -> tuple[TrainState, StepMetrics]:
+        indices = devices.spread(lax.dynamic_slice_in_dim(order, start, size))
+        return step.train_step(state, *(array[indices] for array in train), **self._options)
+
+    def _predict(self, state: TrainState, images: jax.Array) -> jax.Array:
+        return step.predict(state, devices.spread(images), **self._options)
+
+    def _lower(
+        self, function: Callable, *args: Any, own: int = 1, batch_size: int = 1, **options: Any
+    ) -> jax.stages.Lowered:
+        """Lowers one of them, `own` of whose arguments are the run's, for batches of one size."""
+        del own
+        return devices.lower(function, *args, batch_size=batch_size, **options)

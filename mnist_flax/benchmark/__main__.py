@@ -1,7 +1,7 @@
 """Measures training and evaluation: python -m mnist_flax.benchmark [--against torch] [--json].
 
-Each implementation runs in a process of its own, and they are timed in turns, task by task, so that
-a noisy machine hits all alike. Images are noise: speed does not depend on them.
+Each implementation runs in a process of its own. They are timed in turns, task by task, so that a
+noisy machine slows all of them alike. Images are noise: speed does not depend on them.
 """
 
 import contextlib
@@ -31,12 +31,12 @@ _AGAINST = flags.DEFINE_enum("against", None, ["torch"], "Measure PyTorch in the
 _JSON = flags.DEFINE_boolean("json", False, "Print JSON in place of tables.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each task.", lower_bound=1)
 _NUM_IMAGES = flags.DEFINE_integer(
-    "num_images", None, "Images an epoch; by default 6,144 on a CPU, else 60,000.", lower_bound=1
+    "num_images", None, "Images per epoch; by default 6,144 on a CPU, else 60,000.", lower_bound=1
 )
 
 _NUM_TEST = 10_000
 _OURS = "mnist_flax"
-# The tasks, with the arithmetic that each does for an image.
+# The tasks, and the arithmetic of each for one image.
 _TASKS = {
     "augmentation": None,
     "forward": "forward",
@@ -44,7 +44,7 @@ _TASKS = {
     "epoch": "step",
     "evaluation": "forward",
 }
-# What the network in PyTorch does not choose.
+# What the network in PyTorch has no choice in.
 _ORIGINAL = {
     "augment.enabled": True,
     "augment.interpolation": "nearest",
@@ -54,14 +54,14 @@ _ORIGINAL = {
     "model.padding": "VALID",
     "optimizer.decoupled": False,
 }
-# glibc's malloc gives large blocks back to the system at once, to be mapped again the next step.
+# By default, glibc returns large blocks to the system at once, to be mapped again the next step.
 _KEPT_HEAP = {
     "MALLOC_MMAP_THRESHOLD_": str(2**33),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
     "MALLOC_TOP_PAD_": str(2**30),
 }
 # By column: the form, and the process's environment.
-_TORCH_FORMS = {
+_TORCH_FORMS: dict[str, dict[str, tuple[str, dict[str, str], bool]]] = {
     "cpu": {
         "PyTorch, as written": ("plain", {}, False),
         "channels_last": ("channels_last", {}, False),
@@ -81,7 +81,7 @@ class Worker:
     """A process that measures one implementation; see `benchmark_worker`.
 
     Attributes:
-      about: what it says of itself.
+      about: its own description.
     """
 
     def __init__(self, module: str, settings: dict[str, Any], env: dict[str, str]):
@@ -98,10 +98,10 @@ class Worker:
         self.about: dict[str, Any] = self._answer()
 
     def measure(self, task: str) -> float:
-        """Seconds, or for 'memory' bytes and for 'matmul' seconds a FLOP.
+        """Returns seconds; bytes for 'memory', seconds per FLOP for 'matmul'.
 
         Raises:
-          UserError: the process has ended; says what it said last.
+          UserError: the process has ended; the message is its last line.
         """
         with contextlib.suppress(BrokenPipeError):
             print(task, file=self._process.stdin, flush=True)
@@ -114,11 +114,12 @@ class Worker:
         self._errors.close()
 
     def _answer(self) -> Any:
+        assert self._process.stdout is not None  # it is a pipe
         line = self._process.stdout.readline()
         if line:
             return json.loads(line)
         self._errors.seek(0)
-        last = (self._errors.read().strip().splitlines() or ["it said nothing"])[-1]
+        last = (self._errors.read().strip().splitlines() or ["it printed nothing"])[-1]
         raise UserError(f"a worker of the benchmark has ended: {last}")
 
 
@@ -136,40 +137,16 @@ def measure(
     """Measures every task `repeats` times, the implementations in turns.
 
     Returns:
-      What was measured where: 'seconds' by task and implementation, a list of measurements each;
-      'flop' an image; 'matmul_flop_per_second'; 'compile_seconds' of a step; 'peak_memory_bytes'.
+      What was measured, and where: 'seconds' by task and implementation, a list each; 'flop' per
+      image; 'matmul_flop_per_second'; 'compile_seconds' of a step; 'peak_memory_bytes'.
 
     Raises:
       UserError: an implementation cannot be run.
     """
-    settings = {"config": config.to_dict(), "num_test": _NUM_TEST, "num_images": num_images}
     with contextlib.ExitStack() as stack:
-
-        def start(module: str, env: dict[str, str] | None = None, **form: Any) -> Worker:
-            worker = Worker(module, settings | form, env or {})
-            stack.callback(worker.close)
-            return worker
-
-        ours = start("jax_worker")
-        settings["num_images"] = ours.about["num_images"]
-        workers = {_OURS: ours}
-        if against_torch:
-            platform_ = ours.about["platform"]
-            for name, (form, env, huge) in _torch_forms(platform_, config.model.dtype).items():
-                workers[name] = start(
-                    "torch_worker", env, form=form, huge_pages=huge, platform=platform_
-                )
-        seconds: dict[str, dict[str, list[float]]] = {
-            task: {name: [] for name in workers} for task in _TASKS
-        }
-        matmul = []
-        with tqdm(total=repeats * len(_TASKS) * len(workers), unit=" measurements") as bar:
-            for _ in range(repeats):
-                matmul.append(ours.measure("matmul"))
-                for task, name in itertools.product(_TASKS, workers):
-                    bar.set_description(f"{task}, {name}")
-                    seconds[task][name].append(workers[name].measure(task))
-                    bar.update()
+        workers, num_images = _start(stack, config, against_torch, num_images)
+        seconds, matmul = _measure_in_turns(workers, repeats)
+        ours = workers[_OURS]
         return {
             "device": ours.about["device"],
             "platform": ours.about["platform"],
@@ -178,7 +155,7 @@ def measure(
             "versions": {k: v for w in workers.values() for k, v in w.about["versions"].items()},
             "dtype": config.model.dtype,
             "batch_size": config.batch_size,
-            "images": _images(config, settings["num_images"]),
+            "images": _images(config, num_images),
             "flop": ours.about["flop"],
             "matmul_flop_per_second": [1 / value for value in matmul],
             "seconds": seconds,
@@ -187,8 +164,48 @@ def measure(
         }
 
 
+def _start(
+    stack: contextlib.ExitStack, config: ConfigDict, against_torch: bool, num_images: int | None
+) -> tuple[dict[str, Worker], int]:
+    """Starts a worker for each implementation; returns them, and the images of an epoch."""
+    settings = {"config": config.to_dict(), "num_test": _NUM_TEST, "num_images": num_images}
+
+    def start(module: str, env: dict[str, str] | None = None, **form: Any) -> Worker:
+        worker = Worker(module, settings | form, env or {})
+        stack.callback(worker.close)
+        return worker
+
+    ours = start("jax_worker")
+    settings["num_images"] = ours.about["num_images"]
+    workers = {_OURS: ours}
+    if against_torch:
+        platform_ = ours.about["platform"]
+        for name, (form, env, huge) in _torch_forms(platform_, config.model.dtype).items():
+            options = {"form": form, "huge_pages": huge, "platform": platform_}
+            workers[name] = start("torch_worker", env, **options)
+    return workers, ours.about["num_images"]
+
+
+def _measure_in_turns(
+    workers: dict[str, Worker], repeats: int
+) -> tuple[dict[str, dict[str, list[float]]], list[float]]:
+    """Returns the seconds by task and implementation, and those of our matrix product."""
+    seconds: dict[str, dict[str, list[float]]] = {
+        task: {name: [] for name in workers} for task in _TASKS
+    }
+    matmul = []
+    with tqdm(total=repeats * len(_TASKS) * len(workers), unit=" measurements") as bar:
+        for _ in range(repeats):
+            matmul.append(workers[_OURS].measure("matmul"))
+            for task, name in itertools.product(_TASKS, workers):
+                bar.set_description(f"{task}, {name}")
+                seconds[task][name].append(workers[name].measure(task))
+                bar.update()
+    return seconds, matmul
+
+
 def table(result: dict[str, Any]) -> str:
-    """The result of `measure` as Markdown."""
+    """Returns the result of `measure` as Markdown."""
     peak = statistics.median(result["matmul_flop_per_second"])
     names = list(next(iter(result["seconds"].values())))
     repeats = len(result["matmul_flop_per_second"])
@@ -275,11 +292,8 @@ def _processor() -> str:
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return platform.processor() or platform.machine()
-    fields = dict(
-        map(str.strip, line.split(":", 1))
-        for line in cpuinfo.read_text().splitlines()
-        if ":" in line
-    )
+    lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+    fields = {name.strip(): value.strip() for name, _, value in lines}
     flags_ = fields.get("flags", "").split()
     widest = next((name for name in ("avx512f", "avx2") if name in flags_), platform.machine())
     return f"{fields.get('model name', platform.machine())}, {widest}"

@@ -16,31 +16,24 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
-from mnist_flax import augment, data, model
+from mnist_flax import augment, data, model, step
 from mnist_flax.benchmark import worker
-from mnist_flax.runtime import devices, huge_pages
-from mnist_flax.step import create_state
+from mnist_flax.runtime import compilation, huge_pages
 from mnist_flax.trainer import Trainer
 
-# Images an epoch if none are asked for: a CPU takes minutes for all of MNIST.
+# Images per epoch if none are asked for: a CPU takes minutes for all of MNIST.
 _CPU_IMAGES = 6_144
 _IMAGES = 60_000
-
-
-class _Silent:
-    """Stands in for a progress bar."""
-
-    def update(self, *_: float) -> None:
-        pass
+_SIDE, _NUM_CLASSES = 28, 10
 
 
 def work(config: ConfigDict) -> dict[str, float]:
-    """The convolutions' arithmetic for one image, in FLOP: 'forward', and 'step' with gradients.
+    """Returns the convolutions' arithmetic for one image, in FLOP: 'forward', and a whole 'step'.
 
-    Counted as the definition has it, two for each product and its sum, whatever algorithm runs.
+    It is counted by the definition, two for each product and its sum, whatever algorithm runs.
     """
-    network = model.create_model(config)
-    images = jnp.zeros((1, data.IMAGE_SIDE, data.IMAGE_SIDE, 1))
+    network = model.create_model(config, _NUM_CLASSES)
+    images = jnp.zeros((1, _SIDE, _SIDE, 1))
 
     def apply(key: jax.Array) -> tuple[dict, dict]:
         is_conv = lambda module, _: isinstance(module, nn.Conv)  # noqa: E731
@@ -54,78 +47,100 @@ def work(config: ConfigDict) -> dict[str, float]:
         for name, outputs in variables["intermediates"].items()
     }  # fmt: skip
     total = sum(forward.values())
-    # The gradients by kernel and input cost as much each; nobody asks for that by the pixels.
+    # The gradients by kernel and by input cost as much each; the one by the pixels is not needed.
     return {"forward": total, "step": 3 * total - forward["conv1_1"]}
 
 
-def tasks(
-    config: ConfigDict, num_images: int, num_test: int
-) -> tuple[dict[str, Callable[[], Callable[[], float]]], dict[str, float]]:
-    """What the worker can be asked for, and how long the step took to compile."""
+def noise(config: ConfigDict, num_images: int, num_test: int) -> data.Dataset:
+    """Returns a data set of noise: speed does not depend on the images."""
     rng = np.random.default_rng(config.seed)
 
     def split(n: int) -> data.Split:
-        images = rng.integers(0, 256, (n, data.IMAGE_SIDE, data.IMAGE_SIDE, 1), np.uint8)
-        return data.Split(images, rng.integers(0, data.NUM_CLASSES, n, np.int32))
+        images = rng.integers(0, 256, (n, _SIDE, _SIDE, 1), np.uint8)
+        return data.Split(images, rng.integers(0, _NUM_CLASSES, n, np.int32))
 
-    names = tuple(map(str, range(data.NUM_CLASSES)))
-    dataset = data.Dataset(
-        "noise", "noise", names, split(num_images), None, split(num_test), 0.5, 0.29, ""
-    )
-    normalize = functools.partial(data.normalize, mean=dataset.mean, std=dataset.std)
-    one_batch, seconds = _compile(config, dataset)
-    compiled = functools.partial(jax.jit, compiler_options=devices.compiler_options())
-    batch = jax.device_put(dataset.train.images[: config.batch_size])
+    names = tuple(map(str, range(_NUM_CLASSES)))
+    train, test = split(num_images), split(num_test)
+    return data.Dataset("noise", "noise", names, train, None, test, 0.5, 0.29)
 
-    def augmentation() -> Callable[[], float]:
-        run = compiled(functools.partial(augment.augment, config=config.augment))
-        return worker.timed(lambda: run(jax.random.key(0), batch), jax.block_until_ready)
 
-    def forward() -> Callable[[], float]:
-        state = create_state(config, 1)
-        run = compiled(lambda variables, x: state.apply_fn(variables, normalize(x), False))
-        return worker.timed(lambda: run(state.variables, batch), jax.block_until_ready)
+class Tasks:
+    """What the worker can be asked for; each method prepares a task that returns seconds.
 
-    def step() -> Callable[[], float]:
-        return epoch_of(one_batch)
+    Attributes:
+      compile_seconds: of a trainer, with an empty cache ('cold') and from the cache ('cached').
+    """
 
-    def epoch_of(trainer: Trainer) -> Callable[[], float]:
-        return worker.timed(lambda: trainer.train_epoch(1, _Silent()), lambda _: None)
+    def __init__(self, config: ConfigDict, dataset: data.Dataset):
+        self._config = config
+        self._dataset = dataset
+        self._compiled = functools.partial(jax.jit, compiler_options=compilation.compiler_options())
+        self._batch = jax.device_put(dataset.train.images[: config.batch_size])
+        self._one_batch, self.compile_seconds = _compile(config, dataset)
 
-    @functools.cache
-    def trainer() -> Trainer:
-        trainer = Trainer(config, dataset)
-        trainer.evaluate("test")  # which waits for all its programs
-        return trainer
+    @functools.cached_property
+    def _trainer(self) -> Trainer:
+        return _ready(Trainer(self._config, self._dataset))
 
-    def evaluation() -> Callable[[], float]:
-        return worker.timed(lambda: trainer().evaluate("test"), lambda _: None)
+    def augmentation(self) -> Callable[[], float]:
+        """Augments a batch."""
+        run = self._compiled(functools.partial(augment.augment, config=self._config.augment))
+        return worker.timed(lambda: run(jax.random.key(0), self._batch), jax.block_until_ready)
 
-    def matmul() -> Callable[[], float]:
+    def forward(self) -> Callable[[], float]:
+        """Predicts a batch."""
+        normalize = functools.partial(
+            data.normalize, mean=self._dataset.mean, std=self._dataset.std
+        )
+        predict = functools.partial(step.predict, config=self._config, normalize=normalize)
+        run, state = self._compiled(predict), self._one_batch.create_state(0)
+        return worker.timed(lambda: run(state, self._batch), jax.block_until_ready)
+
+    def step(self) -> Callable[[], float]:
+        """Trains on one batch."""
+        return _epochs(self._one_batch)
+
+    def epoch(self) -> Callable[[], float]:
+        """Trains on all images."""
+        return _epochs(self._trainer)
+
+    def evaluation(self) -> Callable[[], float]:
+        """Evaluates the test set."""
+        state = self._trainer.create_state(0)
+        return worker.timed(lambda: self._trainer.evaluate(state), lambda _: None)
+
+    def matmul(self) -> Callable[[], float]:
+        """Multiplies square matrices; the task returns seconds per FLOP."""
         side = 2048 if jax.default_backend() == "cpu" else 8192
-        matrix = jnp.ones((side, side), config.model.dtype)
-        run = compiled(lambda a: a @ a)
+        matrix = jnp.ones((side, side), self._config.model.dtype)
+        run = self._compiled(lambda a: a @ a)
         task = worker.timed(lambda: run(matrix), jax.block_until_ready)
         return lambda: task() / (2 * side**3)
 
-    def memory() -> Callable[[], float]:
+    def memory(self) -> Callable[[], float]:
+        """Returns what gives the peak memory so far, bytes."""
         on_device = jax.devices()[0].memory_stats() or {}
         return lambda: on_device.get("peak_bytes_in_use", worker.peak_memory())
 
-    known = {
-        "augmentation": augmentation,
-        "forward": forward,
-        "step": step,
-        "epoch": lambda: epoch_of(trainer()),
-        "evaluation": evaluation,
-        "matmul": matmul,
-        "memory": memory,
-    }
-    return known, seconds
+
+def _ready(trainer: Trainer) -> Trainer:
+    """Returns a trainer whose programs are all compiled."""
+    trainer.compile()
+    trainer.evaluate(trainer.create_state(0))
+    return trainer
+
+
+def _epochs(trainer: Trainer) -> Callable[[], float]:
+    states = [trainer.create_state(0)]
+
+    def run() -> None:
+        states.append(trainer.train_epoch(states.pop(), 1, lambda *_: None)[0])
+
+    return worker.timed(run, lambda _: None)
 
 
 def _compile(config: ConfigDict, dataset: data.Dataset) -> tuple[Trainer, dict[str, float]]:
-    """A trainer on one batch, and how long one takes with an empty cache, and from the cache."""
+    """Returns a trainer on one batch, and the seconds that compiling takes."""
     one_batch = dataset._replace(train=data.Split(*(x[: config.batch_size] for x in dataset.train)))
     seconds = {}
     before = jax.config.jax_compilation_cache_dir
@@ -134,8 +149,9 @@ def _compile(config: ConfigDict, dataset: data.Dataset) -> tuple[Trainer, dict[s
         compilation_cache.reset_cache()
         for kind in ("cold", "cached"):
             trainer = Trainer(config, one_batch)
-            seconds[kind] = trainer.compile_seconds
-            trainer.evaluate("test")  # which waits for all its programs
+            trainer.compile()
+            seconds[kind] = trainer.compiler.seconds
+            trainer.evaluate(trainer.create_state(0))  # which waits for the other programs
     jax.config.update("jax_compilation_cache_dir", before)
     compilation_cache.reset_cache()
     return trainer, seconds
@@ -143,13 +159,13 @@ def _compile(config: ConfigDict, dataset: data.Dataset) -> tuple[Trainer, dict[s
 
 if __name__ == "__main__":
     huge_pages.use()
-    devices.use_compilation_cache()
+    compilation.use_cache()
     settings = json.loads(sys.argv[1])
     recipe = ConfigDict(settings["config"])
     on_cpu = jax.default_backend() == "cpu"
     num_images = settings["num_images"] or (_CPU_IMAGES if on_cpu else _IMAGES)
     num_images = max(num_images, recipe.batch_size)
-    known_tasks, compile_seconds = tasks(recipe, num_images, settings["num_test"])
+    tasks = Tasks(recipe, noise(recipe, num_images, settings["num_test"]))
     device = jax.devices()[0]
     worker.serve(
         {
@@ -161,7 +177,7 @@ if __name__ == "__main__":
                 name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")
             },
             "flop": work(recipe.model),
-            "compile_seconds": compile_seconds,
+            "compile_seconds": tasks.compile_seconds,
         },
-        known_tasks,
+        lambda name: getattr(tasks, name)(),
     )

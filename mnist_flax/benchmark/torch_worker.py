@@ -17,10 +17,10 @@ from ml_collections import ConfigDict
 from torch import nn
 from torch.nn import functional
 
-from mnist_flax import data
 from mnist_flax.benchmark import worker
 from mnist_flax.runtime import huge_pages
 
+_SIDE, _NUM_CLASSES = 28, 10
 _TEST_BATCH_SIZE = 2_000  # on a CPU it was as quick with 500, and slower with 100
 
 
@@ -36,7 +36,7 @@ def network(config: ConfigDict) -> nn.Sequential:
         for out, kernel in zip(channels, kernels, strict=True):
             layers += [nn.Conv2d(features, out, kernel), nn.BatchNorm2d(out), nn.ReLU()]
             features = out
-    head = [nn.Conv2d(features, data.NUM_CLASSES, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    head = [nn.Conv2d(features, _NUM_CLASSES, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*layers, *head)
 
 
@@ -69,94 +69,110 @@ def augment(images: torch.Tensor, config: ConfigDict) -> torch.Tensor:
     return functional.grid_sample(images.float(), grid, mode="nearest", align_corners=False)
 
 
-def tasks(
-    config: ConfigDict, num_images: int, num_test: int, form: str, on_gpu: bool
-) -> dict[str, Callable[[], Callable[[], float]]]:
-    """What the worker can be asked for."""
-    device = torch.device("cuda" if on_gpu else "cpu")
-    torch.manual_seed(config.seed)
-    if on_gpu and form != "plain":
-        torch.backends.cudnn.benchmark = True
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    layout = torch.contiguous_format if form == "plain" else torch.channels_last
-    model = network(config.model).to(device, memory_format=layout)
-    optimizer = torch.optim.Adam(
-        model.parameters(),
-        config.optimizer.learning_rate,
-        weight_decay=config.optimizer.weight_decay,
-        fused=on_gpu and form != "plain",
-    )
-    cast = (
-        torch.autocast("cuda", torch.bfloat16)
-        if form in ("bfloat16", "compiled")
-        else contextlib.nullcontext()
-    )
-    rng = np.random.default_rng(config.seed)
+class Tasks:
+    """What the worker can be asked for; each method prepares a task that returns seconds.
 
-    def split(n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        images = rng.integers(0, 256, (n, 1, data.IMAGE_SIDE, data.IMAGE_SIDE), np.uint8)
-        labels = rng.integers(0, data.NUM_CLASSES, n)
-        return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
+    Args:
+      config: the whole configuration.
+      num_images: of an epoch.
+      num_test: of the evaluation.
+      form: see the module.
+      on_gpu: whether to use CUDA.
+    """
 
-    train_images, train_labels = split(num_images)
-    test_images, test_labels = split(num_test)
+    def __init__(self, config: ConfigDict, num_images: int, num_test: int, form: str, on_gpu: bool):
+        self._config, self._on_gpu, self._is_plain = config, on_gpu, form == "plain"
+        self._device = torch.device("cuda" if on_gpu else "cpu")
+        torch.manual_seed(config.seed)
+        if on_gpu and not self._is_plain:
+            torch.backends.cudnn.benchmark = True
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        self._layout = torch.contiguous_format if self._is_plain else torch.channels_last
+        self._model = network(config.model).to(self._device, memory_format=self._layout)
+        self._optimizer = torch.optim.Adam(
+            self._model.parameters(),
+            config.optimizer.learning_rate,
+            weight_decay=config.optimizer.weight_decay,
+            fused=on_gpu and not self._is_plain,
+        )
+        is_bfloat16 = form in ("bfloat16", "compiled")
+        self._cast = (
+            torch.autocast("cuda", torch.bfloat16) if is_bfloat16 else contextlib.nullcontext()
+        )
+        if form == "compiled":
+            self._loss_of = torch.compile(self._loss_of, mode="max-autotune")
+            self._apply = torch.compile(self._apply, mode="max-autotune")
+        rng = np.random.default_rng(config.seed)
+        self._train_set, self._test_set = self._noise(rng, num_images), self._noise(rng, num_test)
+        self._batch = tuple(x[: config.batch_size] for x in self._train_set)
 
-    def apply(images: torch.Tensor) -> torch.Tensor:
-        with cast:
+    def augmentation(self) -> Callable[[], float]:
+        """Augments a batch."""
+        return self._timed(lambda images: augment(images, self._config.augment), self._batch[0])
+
+    def forward(self) -> Callable[[], float]:
+        """Predicts a batch."""
+        return self._timed(self._forward, self._batch[0])
+
+    def step(self) -> Callable[[], float]:
+        """Trains on one batch."""
+        return self._timed(self._train, *self._batch)
+
+    def epoch(self) -> Callable[[], float]:
+        """Trains on all images."""
+        return self._timed(self._train, *self._train_set)
+
+    def evaluation(self) -> Callable[[], float]:
+        """Evaluates the test set."""
+        return self._timed(self._test, *self._test_set)
+
+    def memory(self) -> Callable[[], float]:
+        """Returns what gives the peak memory so far, bytes."""
+        return torch.cuda.max_memory_allocated if self._on_gpu else worker.peak_memory
+
+    def _noise(self, rng: np.random.Generator, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        images = torch.from_numpy(rng.integers(0, 256, (n, 1, _SIDE, _SIDE), np.uint8))
+        labels = torch.from_numpy(rng.integers(0, _NUM_CLASSES, n))
+        return images.to(self._device), labels.to(self._device)
+
+    def _apply(self, images: torch.Tensor) -> torch.Tensor:
+        with self._cast:
             normalized = (images / 255 - 0.5) / 0.29
-            return model(normalized.to(memory_format=layout)).float()
+            return self._model(normalized.to(memory_format=self._layout)).float()
 
-    def loss_of(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = apply(images)
+    def _loss_of(
+        self, images: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self._apply(images)
         return functional.cross_entropy(logits, labels), (logits.argmax(1) == labels).float().mean()
 
-    if form == "compiled":
-        loss_of = torch.compile(loss_of, mode="max-autotune")
-        apply = torch.compile(apply, mode="max-autotune")
-
-    def train(images: torch.Tensor, labels: torch.Tensor) -> None:
-        model.train()
-        order = torch.randperm(len(images), device=device)
+    def _train(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self._model.train()
+        order = torch.randperm(len(images), device=self._device)
         metrics = []
-        for indices in order.split(config.batch_size):
-            inputs = augment(images[indices], config.augment)
-            loss, accuracy = loss_of(inputs, labels[indices])
-            optimizer.zero_grad(set_to_none=True)
+        for indices in order.split(self._config.batch_size):
+            inputs = augment(images[indices], self._config.augment)
+            loss, accuracy = self._loss_of(inputs, labels[indices])
+            self._optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            optimizer.step()
+            self._optimizer.step()
             taken = (loss.detach(), accuracy)
-            metrics.append([x.item() if form == "plain" else x.clone() for x in taken])
+            metrics.append([x.item() if self._is_plain else x.clone() for x in taken])
 
     @torch.inference_mode()
-    def test(images: torch.Tensor, labels: torch.Tensor) -> float:
-        model.eval()
-        logits = torch.cat([apply(batch).clone() for batch in images.split(_TEST_BATCH_SIZE)])
+    def _test(self, images: torch.Tensor, labels: torch.Tensor) -> float:
+        self._model.eval()
+        logits = torch.cat([self._apply(batch).clone() for batch in images.split(_TEST_BATCH_SIZE)])
         return float(functional.cross_entropy(logits, labels))
 
     @torch.inference_mode()
-    def forward(images: torch.Tensor) -> None:
-        model.eval()
-        apply(images)
+    def _forward(self, images: torch.Tensor) -> None:
+        self._model.eval()
+        self._apply(images)
 
-    def timed(run: Callable, *args: torch.Tensor) -> Callable[[], Callable[[], float]]:
-        wait = (lambda _: torch.cuda.synchronize()) if on_gpu else (lambda _: None)
-        return lambda: worker.timed(lambda: run(*args), wait)
-
-    batch = train_images[: config.batch_size], train_labels[: config.batch_size]
-
-    def memory() -> Callable[[], float]:
-        if on_gpu:
-            return torch.cuda.max_memory_allocated
-        return worker.peak_memory
-
-    return {
-        "augmentation": timed(lambda images: augment(images, config.augment), batch[0]),
-        "forward": timed(forward, batch[0]),
-        "step": timed(train, *batch),
-        "epoch": timed(train, train_images, train_labels),
-        "evaluation": timed(test, test_images, test_labels),
-        "memory": memory,
-    }
+    def _timed(self, run: Callable, *args: torch.Tensor) -> Callable[[], float]:
+        wait = (lambda _: torch.cuda.synchronize()) if self._on_gpu else (lambda _: None)
+        return worker.timed(lambda: run(*args), wait)
 
 
 if __name__ == "__main__":
@@ -168,7 +184,5 @@ if __name__ == "__main__":
     if on_gpu and not torch.cuda.is_available():
         sys.exit("PyTorch finds no GPU, JAX does")
     sizes = settings["num_images"], settings["num_test"]
-    worker.serve(
-        {"versions": {"torch": torch.__version__}},
-        tasks(recipe, *sizes, settings["form"], on_gpu),
-    )
+    tasks = Tasks(recipe, *sizes, settings["form"], on_gpu)
+    worker.serve({"versions": {"torch": torch.__version__}}, lambda name: getattr(tasks, name)())

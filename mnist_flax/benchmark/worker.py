@@ -1,7 +1,7 @@
-"""The benchmark's worker processes: one an implementation, timed in turns by the benchmark.
+"""The benchmark's worker processes: one per implementation, timed in turns by the benchmark.
 
-A worker says what it is in a line of JSON, then answers each line that names a task with the
-seconds that it took.
+A worker describes itself in a line of JSON. It then answers each line that names a task with the
+seconds that the task took.
 """
 
 import json
@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-_LEAST_SECONDS = 0.2  # a measurement; what is quicker is repeated within it
+_LEAST_SECONDS = 0.2  # of a measurement; faster tasks are repeated within it
 
 
 def timed(run: Callable[[], Any], wait: Callable[[Any], Any]) -> Callable[[], float]:
-    """Makes a task of `run`: seconds a call, the device waited for once, after all calls."""
+    """Returns a task that measures seconds per call, waiting for the device after all calls."""
 
     def seconds(calls: int) -> float:
         started = time.perf_counter()
@@ -29,31 +29,31 @@ def timed(run: Callable[[], Any], wait: Callable[[Any], Any]) -> Callable[[], fl
     calls = max(1, round(_LEAST_SECONDS / seconds(1)))
 
     def measure() -> float:
-        seconds(1)  # while the others had their turn, the caches and the free memory were theirs
+        seconds(1)  # the caches and the free memory were the others' until now
         return seconds(calls)
 
     return measure
 
 
-def serve(about: dict[str, Any], tasks: dict[str, Callable[[], Callable[[], float]]]) -> None:
+def serve(about: dict[str, Any], prepare: Callable[[str], Callable[[], float]]) -> None:
     """Answers the benchmark until it hangs up.
 
     Args:
       about: what this worker is.
-      tasks: by name, what prepares a task; called when it is first asked for.
+      prepare: returns a task by its name; called when the task is first asked for.
     """
-    # Answers go where standard output went; what libraries print goes to standard error.
+    # Answers go to standard output; what libraries print goes to standard error.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     print(json.dumps(about), file=answers, flush=True)
     ready: dict[str, Callable[[], float]] = {}
     for name in map(str.strip, sys.stdin):
         if name not in ready:
-            ready[name] = tasks[name]()
+            ready[name] = prepare(name)
         print(json.dumps(ready[name]()), file=answers, flush=True)
 
 
 def peak_memory() -> int:
-    """The most memory this process has held so far, bytes."""
+    """Returns the most memory that this process has held so far, bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -14,8 +14,9 @@ the gradients of a convolution whose stride is its kernel's size, 1x1 included, 
 pictures' rows as they lie in memory.
 
 Where: on CPUs only. Elsewhere each pass is XLA's own, which serves GPUs and TPUs well. The choice
-falls when a program is lowered, pass by pass, so that one program exported for several platforms
-is right on each.
+is made when a program is lowered, pass by pass, so that one program exported for several platforms
+is right on each. Where a mesh with an axis named "batch" is set, each CPU device convolves its own
+part of the batch: XLA alone would gather the batch to run the loops over it.
 """
 
 import functools
@@ -28,13 +29,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 
+from mnist_flax.ops import cook_toom
+
+_BATCH_AXIS = "batch"  # of the mesh, if one is set
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 _PLAIN = (("feature_group_count", 1), ("batch_group_count", 1))
-# Where Cook and Toom's polynomials are evaluated. All powers of two or 0, so that the constants of
-# input and output are exact; more of them would save more products and cost float32 its digits.
-_POINTS = (0, 1, -1, 2, -2, 1 / 2, -1 / 2)
 # Images whose kernel gradient is summed at a time, at most: what they need stays in the cache.
 _CHUNK = 16
 # The kernel's rows from which that pays: XLA is as quick with 3x3, and compiles in less time.
@@ -45,7 +47,7 @@ _COLUMNS_OF_ONE = 4
 
 _Strides = tuple[int, int]
 _Padding = tuple[tuple[int, int], tuple[int, int]]
-_Conv = Callable[[jax.Array, jax.Array, _Strides, _Padding], jax.Array]
+_Conv = Callable[..., jax.Array]  # of (lhs, rhs, strides, padding)
 
 
 def conv_general_dilated(
@@ -72,10 +74,10 @@ def conv_general_dilated(
     """
     strides = tuple(window_strides)
     if _is_plain(lhs, rhs, **options):
-        pads = padding
+        pads: Any = padding
         if isinstance(padding, str):
             pads = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
-        pads = tuple(tuple(map(int, pair)) for pair in pads)
+        pads = tuple((int(low), int(high)) for low, high in pads)
         if min(itertools.chain(*pads)) >= 0:
             return _conv(lhs, rhs, strides, pads)
     return lax.conv_general_dilated(lhs, rhs, strides, padding, **options)
@@ -104,7 +106,40 @@ def _is_plain(
 def _conv(lhs: jax.Array, rhs: jax.Array, strides: _Strides, padding: _Padding) -> jax.Array:
     on_cpu = functools.partial(_on_cpu(rhs, strides, padding)[0], strides=strides, padding=padding)
     elsewhere = functools.partial(_xla_conv, strides=strides, padding=padding)
-    return lax.platform_dependent(lhs, rhs, cpu=on_cpu, default=elsewhere)
+    on_each = _on_each_device(on_cpu, (True, False), len(lhs))
+    return lax.platform_dependent(lhs, rhs, cpu=on_each, default=elsewhere)
+
+
+def _on_each_device(
+    function: Callable[..., jax.Array],
+    is_batch: Sequence[bool],
+    batch_size: int,
+    sums: bool = False,
+) -> Callable[..., jax.Array]:
+    """Returns `function` such that, of several devices, each applies it to its part of the batch.
+
+    Args:
+      function: returns rows of the batch, or with `sums` a sum over it.
+      is_batch: which arguments are rows of the batch.
+      batch_size: of the whole batch.
+      sums: see `function`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    num_parts = dict(mesh.shape).get(_BATCH_AXIS, 1)
+    if num_parts == 1 or batch_size % num_parts or _BATCH_AXIS in mesh.manual_axes:
+        return function
+    rows, whole = PartitionSpec(_BATCH_AXIS), PartitionSpec()
+
+    def on_each(*args: jax.Array) -> jax.Array:
+        result = function(*args)
+        return lax.psum(result, _BATCH_AXIS) if sums else result
+
+    return jax.shard_map(
+        on_each,
+        in_specs=tuple(rows if is_rows else whole for is_rows in is_batch),
+        out_specs=whole if sums else rows,
+        check_vma=False,
+    )
 
 
 def _forward(
@@ -138,7 +173,9 @@ def _backward(
         lax.platform_dependent(
             *residuals,
             gradient,
-            cpu=pull_back(convolve, operand),
+            cpu=_on_each_device(
+                pull_back(convolve, operand), (True, False, True), len(gradient), operand == 1
+            ),
             default=pull_back(_xla_conv, operand),
         )
         for operand, convolve in enumerate(on_cpu)
@@ -154,7 +191,7 @@ def _on_cpu(rhs: jax.Array, strides: _Strides, padding: _Padding) -> tuple[_Conv
         return _xla_conv, _blocked_conv, _blocked_conv
     if strides == (1, 1) and rhs.shape[2] == 1:
         return _patches_conv, _xla_conv, _patches_conv
-    if strides == (1, 1) and 2 <= rhs.shape[0] < len(_POINTS):
+    if strides == (1, 1) and 2 <= rhs.shape[0] < len(cook_toom.POINTS):
         return _tiled_conv, _tiled_conv, _tiled_conv if rhs.shape[0] >= _LARGE else _xla_conv
     return _xla_conv, _xla_conv, _xla_conv
 
@@ -210,8 +247,8 @@ def _tiled_conv(lhs: jax.Array, rhs: jax.Array, strides: _Strides, padding: _Pad
     """Cook and Toom's algorithm along the rows, computed in float32."""
     lhs, taps = _pad(lhs, padding), rhs.shape[0]
     height = lhs.shape[1] - taps + 1
-    tile, tiles = _tiling(height, taps)
-    of_input, of_kernel, of_output = _cook_toom(tile, taps)
+    tile, tiles = cook_toom.tiling(height, taps)
+    of_input, of_kernel, of_output = cook_toom.constants(tile, taps)
     kernels = jnp.einsum("kt,tjco->kjco", of_kernel, rhs.astype(jnp.float32))
     products = [
         _xla_conv(rows.reshape(-1, 1, *lhs.shape[2:]), kernel[None], strides, ((0, 0), (0, 0)))
@@ -226,24 +263,15 @@ def _tiled_conv(lhs: jax.Array, rhs: jax.Array, strides: _Strides, padding: _Pad
 def _tiled_kernel_gradient(
     lhs: jax.Array, gradient: jax.Array, kernel: tuple[int, int]
 ) -> jax.Array:
-    """The gradient of `_tiled_conv` by its kernel.
+    """Returns the gradient of `_tiled_conv` by its kernel, float32, given the output's gradient.
 
-    Of each pair of combined rows, the input's and the output's gradient, it takes the product of
-    every column of the one with the column `j` before it of the other. `_COLUMNS` columns are
-    taken as one with as many times the channels, which makes fewer and larger products, a few of
-    which are discarded.
-
-    Args:
-      lhs: float `[batch, height, width, in]`.
-      gradient: float `[batch, height - kernel height + 1, width - kernel width + 1, out]`.
-      kernel: height and width.
-
-    Returns:
-      float32 `[kernel height, kernel width, in, out]`.
+    For each pair of combined rows, of the input and of the output's gradient, it multiplies every
+    column of the one by the column `j` before it of the other. `_COLUMNS` columns count as one,
+    with as many times the channels: fewer and larger products, a few of which are discarded.
     """
     taps, columns = kernel
-    tile, tiles = _tiling(gradient.shape[1], taps)
-    of_input, of_kernel, of_output = _cook_toom(tile, taps)
+    tile, tiles = cook_toom.tiling(gradient.shape[1], taps)
+    of_input, of_kernel, of_output = cook_toom.constants(tile, taps)
     groups = -(-gradient.shape[2] // _COLUMNS)
     shifts = (columns + _COLUMNS - 2) // _COLUMNS + 1
     features = (_COLUMNS * lhs.shape[3], _COLUMNS * gradient.shape[3])
@@ -271,39 +299,6 @@ def _tiled_kernel_gradient(
     total = total.reshape(len(total), shifts * _COLUMNS, lhs.shape[3], _COLUMNS, gradient.shape[3])
     kernels = sum(total[:, b : b + columns, :, b] for b in range(_COLUMNS))
     return jnp.einsum("kt,kjco->tjco", of_kernel, kernels)
-
-
-def _tiling(height: int, taps: int) -> tuple[int, int]:
-    """The tile's rows and the number of tiles that take the fewest products."""
-    largest = len(_POINTS) + 2 - taps  # as many products as points, infinity included
-    tiles = {tile: -(-height // tile) for tile in range(1, largest + 1)}
-    return min(tiles.items(), key=lambda item: item[1] * (item[0] + taps - 1))
-
-
-def _cook_toom(tile: int, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The constants of Cook and Toom's algorithm for `tile` outputs of `taps` taps.
-
-    y[i] = sum over t of x[i + t] * w[t] is `output @ ((kernel @ w) * (input @ x))`: products of
-    polynomials are products of their values, here at the first points and at infinity. (Lavin and
-    Gray's B^T, G and A^T.)
-
-    Returns:
-      `input` float32 `[products, products]`, `kernel` `[products, taps]`, `output`
-      `[tile, products]`; products = tile + taps - 1.
-    """
-    points = np.array(_POINTS[: tile + taps - 2], float)
-    others = [np.delete(points, k) for k in range(len(points))]
-    powers = points[:, None] ** np.arange(max(tile, taps))
-    lagrange = np.array([np.prod(p - other) for p, other in zip(points, others, strict=True)])
-    at_infinity = functools.partial(np.eye, 1)  # the leading coefficient
-    polynomials = [np.atleast_1d(np.poly(roots))[::-1] for roots in [*others, points]]
-    of_input = [np.append(polynomial, 0) for polynomial in polynomials[:-1]] + polynomials[-1:]
-    of_kernel = [*(powers[:, :taps] / lagrange[:, None]), *at_infinity(taps, taps - 1)]
-    of_output = [*powers[:, :tile], *at_infinity(tile, tile - 1)]
-    of_input, of_kernel, of_output = (
-        np.array(rows, np.float32) for rows in (of_input, of_kernel, of_output)
-    )
-    return of_input, of_kernel, of_output.T
 
 
 def _input_rows(lhs: jax.Array, of_input: np.ndarray, tile: int, tiles: int) -> list[jax.Array]:

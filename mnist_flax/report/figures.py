@@ -1,8 +1,6 @@
 """The pictures of a run, as matplotlib figures; every title says which data they show."""
 
 import io
-import os
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,16 +19,14 @@ INK = "#222222"
 _RIGHT = "#1a9850"
 _WRONG = "#d73027"
 _OTHER = "#9aa5b1"
-_TRAIN, _TEST, _VALIDATION = "#4575b4", "#d95f02", "#7570b3"
+_SPLITS = {"train": "#4575b4", "validation": "#7570b3", "test": "#d95f02"}
+_FAINT = {"color": _SPLITS["train"], "alpha": 0.3, "linewidth": 1}
 
 
-def save(figure: Figure, path: pathlib.Path) -> bytes:
-    """Writes a PNG and returns its bytes; the file is whole at any time, the old or the new."""
+def to_png(figure: Figure) -> bytes:
+    """Returns a figure as the bytes of a PNG."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(buffer.getvalue())
-    os.replace(partial, path)
     return buffer.getvalue()
 
 
@@ -109,58 +105,38 @@ def curves(
     records: Sequence[dict[str, float]],
     title: str,
 ) -> Figure:
-    """Loss and accuracy over the epochs.
+    """Draws loss and accuracy over the epochs.
 
     Args:
       steps_per_epoch: to place steps on the axis of epochs.
-      step_losses: `[steps]`, of training.
-      step_accuracies: `[steps]`, 0..1, of training.
-      records: the lines of metrics.jsonl, one an epoch.
+      step_losses: of training, `[steps]`.
+      step_accuracies: of training, 0..1, `[steps]`.
+      records: the lines of metrics.jsonl.
       title: names the data.
     """
     figure = create_figure(11, 4.7)
-    # Small batches scatter by thousands; 30 points an epoch, the original's steps, stay a line.
+    # Thousands of steps would be a cloud; 30 points per epoch, the original's steps, are a line.
     group = -(-steps_per_epoch // 30)
     step_axis, step_losses, step_accuracies = (
         values[: len(values) // group * group].reshape(-1, group).mean(axis=1)
         for values in (np.arange(1, len(step_losses) + 1), step_losses, step_accuracies)
     )
-    step_axis = step_axis / steps_per_epoch
     epochs = [record["epoch"] for record in records]
-    splits = [("train", _TRAIN), ("validation", _VALIDATION), ("test", _TEST)]
     panels = [("loss", "cross-entropy", step_losses, 1), ("accuracy", "%", step_accuracies, 100)]
-    for ax, (name, unit, step_values, factor) in zip(figure.subplots(1, 2), panels, strict=True):
-        ax.plot(step_axis, step_values * factor, color=_TRAIN, alpha=0.3, linewidth=1)
-        values = []
-        for split, color in splits:
-            if f"{split}/{name}" in records[0]:
-                series = [record[f"{split}/{name}"] * factor for record in records]
-                values += series
-                label = (
-                    f"{split} {series[-1]:.4f}" if factor == 1 else f"{split} {series[-1]:.2f} %"
-                )
-                ax.plot(epochs, series, "o-", color=color, markersize=4, label=label)
-        if name == "loss":
-            ax.set_yscale("log")
-            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            ax.yaxis.set_major_formatter("{x:g}")
-            ax.yaxis.set_minor_formatter(NullFormatter())
-        else:
+    axes = figure.subplots(1, 2)
+    _make_logarithmic(axes[0])
+    for ax, (name, unit, step_values, factor) in zip(axes, panels, strict=True):
+        ax.plot(step_axis / steps_per_epoch, step_values * factor, **_FAINT)
+        lowest = _draw_epochs(ax, epochs, records, name, factor)
+        if name == "accuracy":
             # The climb from 10 % in the first steps would flatten all that follows.
-            lowest = min(values)
             ax.set_ylim(max(0, lowest - 0.15 * (100 - lowest)), 100 + 0.05 * (100 - lowest))
         ax.set(xlabel="epoch", ylabel=f"{name}, {unit}", xlim=(0, 1.03 * max(epochs)))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
-        # Above the axes, where it can cover nothing.
-        ax.legend(
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            ncols=len(splits),
-            frameon=False,
-            fontsize=9,
-            columnspacing=1.2,
-        )
+        # Above the axes, where it covers nothing.
+        place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": len(_SPLITS)}
+        ax.legend(**place, frameon=False, fontsize=9, columnspacing=1.2)
     faint = "each training step" if group == 1 else f"means of {group} training steps"
     figure.suptitle(f"{title}: after epoch {epochs[-1]}\nfaint: {faint}")
     return figure
@@ -193,6 +169,31 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str], title: str) -> Fig
     ax.set(xlabel="predicted", ylabel="true class (share recognised)")
     figure.suptitle(title)
     return figure
+
+
+def _make_logarithmic(ax: Axes) -> None:
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw_epochs(
+    ax: Axes,
+    epochs: Sequence[float],
+    records: Sequence[dict[str, float]],
+    name: str,
+    factor: int,
+) -> float:
+    """Draws a metric of each split, times `factor`; returns the lowest value."""
+    lowest = float("inf")
+    for split, color in _SPLITS.items():
+        if f"{split}/{name}" in records[0]:
+            series = [record[f"{split}/{name}"] * factor for record in records]
+            lowest = min(lowest, *series)
+            last = f"{series[-1]:.4f}" if factor == 1 else f"{series[-1]:.2f} %"
+            ax.plot(epochs, series, "o-", color=color, markersize=4, label=f"{split} {last}")
+    return lowest
 
 
 _CELL_HEIGHT = 1.62  # of a digit, its header, bars and class digits; the width is 1

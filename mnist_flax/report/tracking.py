@@ -1,38 +1,39 @@
-"""Weights & Biases, beside the run: whatever happens to it, training goes on."""
+"""Weights & Biases, beside the run: whatever happens to it, training continues."""
 
 import contextlib
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from mnist_flax.runtime.background import Background
+from mnist_flax.data import Dataset
+from mnist_flax.runtime.background import Background, lower_priority
 
 _INIT_SECONDS = 30  # for the server to answer; the run is kept offline if it has not
 _FINISH_SECONDS = 120  # for what is left to upload at the end
 
 
 class Tracker:
-    """One W&B run, spoken to from a thread of its own; only `finish` ever waits for it.
+    """One W&B run, logged from a thread of its own; only `finish` ever waits for it.
 
-    The first failure is reported and ends the tracking. With mode 'disabled' the package is not
+    The first failure is reported and ends the tracking. With mode 'disabled', the package is not
     even imported.
 
     Attributes:
       offline_folder: of a finished run that waits to be uploaded; else empty.
 
     Args:
-      config: the whole configuration; its group `wandb` says where and how.
+      config: the whole configuration, with the group `wandb`.
       workdir: where the run's files go, in a folder `wandb`.
-      run_id: of the run; W&B goes on with one that it knows.
+      run_id: of the run; W&B resumes one that it knows.
       name: of the run.
       extra_config: added to the configuration that W&B shows.
       extra_tags: added to `config.wandb.tags`.
       say: prints a line.
-      enabled: False is as mode 'disabled'.
     """
 
     def __init__(
@@ -44,15 +45,15 @@ class Tracker:
         extra_config: Mapping[str, Any],
         extra_tags: Sequence[str],
         say: Callable[[str], None],
-        enabled: bool = True,
     ):
         self.offline_folder = ""
-        self._run = None
+        self._run: Any = None
         self._say = say
         self._background = None
-        if config.wandb.mode == "disabled" or not enabled:
+        if config.wandb.mode == "disabled":
             return
         self._background = Background("W&B stopped", say, stop_on_error=True)
+        self._background.submit(lower_priority)
         tags = [tag.strip() for text in config.wandb.tags for tag in text.split(",")]
         settings = {
             "project": config.wandb.project,
@@ -68,9 +69,7 @@ class Tracker:
         self._background.submit(self._start, config.wandb.mode, settings)
 
     def log_steps(self, first: int, losses: np.ndarray, accuracies: np.ndarray) -> None:
-        """Logs `train/loss` and `train/accuracy` of the steps from `first` on.
-
-        W&B leaves out the steps that it has, as `log` does.
+        """Logs `train/loss` and `train/accuracy` of steps; W&B skips those that it has.
 
         Args:
           first: the first step's number, from 1 over the whole run.
@@ -85,9 +84,18 @@ class Tracker:
 
         self._submit(log)
 
-    def log(self, step: int, values: Mapping[str, float | bytes]) -> None:
-        """Adds values to a step, the last one logged; a PNG, as bytes, becomes a picture."""
-        self._submit(lambda: self._run.log({k: _media(v) for k, v in values.items()}, step=step))
+    def log(self, step: int, values: Mapping[str, float | Future[bytes]]) -> None:
+        """Adds values to a step, the last one logged; a PNG to come becomes a picture.
+
+        A picture that cannot be drawn is left out.
+        """
+
+        def log() -> None:
+            ready = {k: v for k, v in values.items() if not _has_failed(v)}
+            if ready:
+                self._run.log({k: _media(v) for k, v in ready.items()}, step=step)
+
+        self._submit(log)
 
     def log_misclassified(
         self,
@@ -128,15 +136,15 @@ class Tracker:
     def finish(
         self, summary: Mapping[str, Any], exit_code: int = 0, timeout: float | None = None
     ) -> bool:
-        """Sends what is left and ends the run; waits so long at most, then gives W&B up.
+        """Sends what is left and ends the run; gives W&B up after the timeout.
 
         Args:
           summary: the run's results, numbers and texts.
-          exit_code: other than 0 marks the run as failed.
-          timeout: seconds; None: two minutes.
+          exit_code: any but 0 marks the run as failed.
+          timeout: seconds; None for two minutes.
 
         Returns:
-          Whether W&B has it all, in its offline folder or by its server.
+          Whether W&B has everything, in its offline folder or on its server.
         """
         if self._background is None:
             return False
@@ -191,8 +199,16 @@ class Tracker:
             self._say(f"W&B: {self._run.url}")
 
 
+def run_name(config: ConfigDict, dataset: Dataset) -> str:
+    """Returns a name for a W&B run, made of what tells runs apart."""
+    name = "mnist-sample" if dataset.source == "sample" else dataset.name
+    augmentation = "augmented" if config.augment.enabled else "plain"
+    model = config.model
+    return f"{name}-{model.norm}-{model.downsample}-{augmentation}-seed{config.seed}"
+
+
 def give_up() -> None:
-    """Ends W&B's service process, whatever it is at, and what W&B would do about it at the exit."""
+    """Ends W&B's service process at once, and what W&B would do about that at the exit."""
     import wandb
 
     for service in _services():
@@ -203,7 +219,7 @@ def give_up() -> None:
 
 
 def _services() -> list[Any]:
-    """W&B's service processes that are alive."""
+    """Returns W&B's service processes that are alive."""
     import psutil
 
     return [
@@ -213,10 +229,15 @@ def _services() -> list[Any]:
     ]
 
 
-def _media(value: float | bytes) -> Any:
-    if not isinstance(value, bytes):
+def _has_failed(value: float | Future[bytes]) -> bool:
+    """Whether a value is a picture that could not be drawn; waits until that is known."""
+    return isinstance(value, Future) and value.exception() is not None
+
+
+def _media(value: float | Future[bytes]) -> Any:
+    if not isinstance(value, Future):
         return value
     import wandb
     from PIL import Image
 
-    return wandb.Image(Image.open(io.BytesIO(value)))
+    return wandb.Image(Image.open(io.BytesIO(value.result())))

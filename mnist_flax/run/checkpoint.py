@@ -1,62 +1,65 @@
-"""Checkpoints of a run: all that it needs to go on as if it had never stopped.
+"""Checkpoints of a run: all that it needs to resume as if it had never stopped.
 
-They are Orbax's, a folder an epoch. Orbax would read some damaged files without an error, so that
-each folder holds the SHA-256 of its files, which are written last and checked first.
+They are Orbax's, one folder per epoch. Orbax reads some damaged files without an error, so each
+folder also holds the SHA-256 of its files, which is written last and checked first.
 """
 
-import concurrent.futures
-import contextlib
 import hashlib
 import os
 import pathlib
 import shutil
 import tempfile
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mnist_flax.errors import UserError
 from mnist_flax.run.history import History
 from mnist_flax.runtime import hosts
 from mnist_flax.runtime.files import write_whole
-from mnist_flax.step import TrainState
 
 _DIGESTS = "files.sha256"
-_ROOM_FACTOR, _ROOM_BYTES = 2, 2**21  # what is made sure of: of the arrays, and beside them
-_DAMAGED = ".damaged"  # behind the name of a folder that could not be read
+# Room on the disk without which saving does not begin: a multiple of the arrays, and bytes besides.
+_ROOM_FACTOR, _ROOM_BYTES = 2, 2**21
+_DAMAGED = ".damaged"  # appended to the name of a folder that could not be read
+
+
+@jax.jit
+def snapshot(state: Any) -> tuple[Any, jax.Array]:
+    """Returns a copy of a state for saving, and whether its parameters and statistics are finite.
+
+    Steps reuse the memory of the state that they are given, so the original would not last.
+    """
+    variables = jax.tree.leaves((state.params, state.batch_stats))
+    is_finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in variables]).all()
+    return jax.tree.map(jnp.copy, state), is_finite
 
 
 class Checkpoints:
-    """The checkpoints in a folder; written beside the training, by a thread that all waiting is in.
+    """Saves and restores the checkpoints in a folder.
 
     Args:
-      folder: made when it is first written to; all processes of a run must see the same.
-      keep: how many of the newest stay; the best stays besides.
+      folder: created by the first save; all processes of a run must see the same.
+      keep: how many of the newest to keep; the best is kept as well.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int):
         self._folder = folder.absolute()
         self._keep = keep
-        self._best_epoch: int | None = None
-        self._saved: concurrent.futures.Future | None = None
-        self._manager = None
+        self._manager: Any = None
 
     def restore(
-        self,
-        like: TrainState,
-        steps_per_epoch: int,
-        must_exist: bool,
-        warn: Callable[[str], None],
-    ) -> tuple[TrainState, History] | None:
-        """Reads the newest checkpoint that is whole; None if none was ever finished.
+        self, like: Any, steps_per_epoch: int, must_exist: bool, warn: Callable[[str], None]
+    ) -> tuple[Any, History] | None:
+        """Reads the newest complete checkpoint; None if no save was ever completed.
 
-        Those that are damaged are said, and put aside under another name.
+        Damaged checkpoints are reported, and put aside under another name.
 
         Args:
-          like: shapes, types and shardings of the state.
+          like: a state of the same shapes, types and shardings.
           steps_per_epoch: of the run.
           must_exist: whether an epoch was finished.
           warn: prints a line.
@@ -80,70 +83,33 @@ class Checkpoints:
             reasons = "; ".join(f"{path.name}: {reason}" for path, reason in damaged.items())
             raise UserError(
                 f"no checkpoint in {self._folder} can be read ({reasons or 'there is none'}); "
-                "allowed: to put a good one back, or a new --workdir"
+                "restore one from a backup, or choose a new --workdir"
             )
         for path in damaged:  # the process ended while it wrote the first
             _put_aside(path)
         return None
 
-    def save(self, state: TrainState, history: History, on_saved: Callable[[], None]) -> None:
-        """Starts to write a checkpoint; waits for the one before, if that is still under way.
+    def save(self, state: Any, history: History) -> None:
+        """Writes a checkpoint, and returns when it is complete.
 
         Args:
-          state: a copy, which no step is given.
+          state: a snapshot.
           history: up to that state.
-          on_saved: called, from another thread, as soon as the checkpoint is complete.
 
         Raises:
-          UserError: the one before could not be written.
+          UserError: it cannot be written.
         """
-        self.wait()
-        self._saved = concurrent.futures.Future()
-        # Not an executor's thread: Python would wait for that at its exit, for ever if need be.
-        threading.Thread(
-            target=self._save, args=(state, history, on_saved, self._saved), daemon=True
-        ).start()
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Waits, up to `timeout` seconds, for the checkpoint that is being written.
-
-        Raises:
-          UserError: it could not be written.
-        """
-        if self._saved is None:
-            return
-        with contextlib.suppress(TimeoutError):
-            error = self._saved.exception(timeout)
-            self._saved = None
-            if error is not None:
-                raise error
-
-    def _save(
-        self,
-        state: TrainState,
-        history: History,
-        on_saved: Callable[[], None],
-        saved: concurrent.futures.Future,
-    ) -> None:
         try:
             self._write(state, history)
-            on_saved()
-            saved.set_result(None)
-        except Exception as error:
-            saved.set_exception(
-                UserError(
-                    f"epoch {history.epoch} cannot be saved in {self._folder.parent}: "
-                    f"{_explain(error)}; what was saved before is still there"
-                )
-            )
+        except Exception as error:  # of the system or of Orbax
+            raise cannot_save(history.epoch, self._folder.parent, error) from None
 
-    def _write(self, state: TrainState, history: History) -> None:
+    def _write(self, state: Any, history: History) -> None:
         import orbax.checkpoint as ocp
 
         if self._manager is None:
-            self._manager = self._create_manager()
-        if history.best is not None:
-            self._best_epoch = history.best["epoch"]
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._manager = _create_manager(self._folder, self._keep)
         arrays = _arrays(state, history)
         # In every process, so that none waits for one that finds no room.
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
@@ -154,44 +120,51 @@ class Checkpoints:
                 arrays=ocp.args.StandardSave(arrays),
                 details=ocp.args.JsonSave(_details(history)),
             ),
+            metrics={"accuracy": history.last_accuracy, "epoch": history.epoch},
             force=True,
         )
         self._manager.wait_until_finished()
         if hosts.is_main():
             _write_digests(self._folder / str(history.epoch))
 
-    def _create_manager(self) -> Any:
-        import orbax.checkpoint as ocp
-        from orbax.checkpoint import checkpoint_managers
 
-        checkpoints = self
-
-        class KeepBest(checkpoint_managers.PreservationPolicy):
-            def should_preserve(self, infos: Sequence[Any], *, context: Any) -> list[bool]:
-                del context
-                return [info.step == checkpoints._best_epoch for info in infos]
-
-        self._folder.mkdir(exist_ok=True)
-        policies = [checkpoint_managers.LatestN(self._keep), KeepBest()]
-        # With the processes named, they wait for each other without the devices' help, which may
-        # be training at that time.
-        multiprocessing = ocp.options.MultiprocessingOptions(
-            active_processes=set(range(jax.process_count())), barrier_sync_key_prefix="run"
-        )
-        return ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                create=False,
-                cleanup_tmp_directories=True,
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-                multiprocessing_options=multiprocessing,
-            ),
-        )
+def cannot_save(epoch: int, folder: pathlib.Path, error: Exception) -> UserError:
+    """Returns the error of an epoch that could not be saved in the folder of a run."""
+    return UserError(
+        f"epoch {epoch} cannot be saved in {folder}: {_explain(error)}; "
+        "what was saved before is still there"
+    )
 
 
-def _arrays(state: TrainState, history: History) -> dict[str, Any]:
+def _create_manager(folder: pathlib.Path, keep: int) -> Any:
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint import checkpoint_managers
+
+    def rank(metrics: dict[str, float]) -> tuple[float, float]:
+        return metrics["accuracy"], -metrics["epoch"]  # of equals, the first
+
+    best = checkpoint_managers.BestN(n=1, get_metric_fn=rank)
+    policies = [checkpoint_managers.LatestN(keep), best]
+    # With the processes named, they wait for each other without the help of the devices, which
+    # may be training at that time.
+    multiprocessing = ocp.options.MultiprocessingOptions(
+        active_processes=set(range(jax.process_count())), barrier_sync_key_prefix="run"
+    )
+    return ocp.CheckpointManager(
+        folder,
+        options=ocp.CheckpointManagerOptions(
+            create=False,
+            cleanup_tmp_directories=True,
+            best_fn=rank,  # without it, Orbax forgets the metrics of earlier processes
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+            multiprocessing_options=multiprocessing,
+        ),
+    )
+
+
+def _arrays(state: Any, history: History) -> dict[str, Any]:
     arrays = {"state": state}
-    if history.epoch:  # Orbax takes no empty ones
+    if history.losses.size:  # Orbax takes no empty arrays
         arrays |= {"losses": history.losses, "accuracies": history.accuracies}
     return arrays
 
@@ -206,14 +179,14 @@ def _details(history: History) -> dict[str, Any]:
     }
 
 
-def _read(path: pathlib.Path, like: TrainState, steps_per_epoch: int) -> tuple[TrainState, History]:
-    """Reads a checkpoint, named by its epoch."""
+def _read(path: pathlib.Path, like: Any, steps_per_epoch: int) -> tuple[Any, History]:
+    """Reads a checkpoint, whose folder is named by its epoch."""
     import orbax.checkpoint as ocp
 
     _check_digests(path)
     epoch = int(path.name)
     steps = np.zeros(epoch * steps_per_epoch, np.float32)
-    arrays_like = {"state": like} | ({"losses": steps, "accuracies": steps} if epoch else {})
+    arrays_like = {"state": like} | ({"losses": steps, "accuracies": steps} if steps.size else {})
     restored = ocp.Checkpointer(ocp.CompositeCheckpointHandler()).restore(
         path,
         args=ocp.args.Composite(
@@ -230,12 +203,12 @@ def _read(path: pathlib.Path, like: TrainState, steps_per_epoch: int) -> tuple[T
         accuracies=np.asarray(arrays.get("accuracies", steps)),
     )
     if history.epoch != epoch:
-        raise ValueError(f"it is of epoch {history.epoch}")
+        raise ValueError(f"it is from epoch {history.epoch}")
     return arrays["state"], history
 
 
 def _write_digests(folder: pathlib.Path) -> None:
-    """Writes the files' SHA-256, as `sha256sum` does; from then on the checkpoint is complete."""
+    """Writes the files' SHA-256, as `sha256sum` does; this completes the checkpoint."""
     lines = [f"{_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
     write_whole(folder / _DIGESTS, "".join(lines))
 
@@ -267,7 +240,7 @@ def _digest(path: pathlib.Path) -> str:
 def _check_room(folder: pathlib.Path, size: int) -> None:
     """Raises OSError unless there is room for so many bytes, quotas included.
 
-    Orbax, stopped in the midst of its writing, fills the screen with the tracebacks of its threads.
+    Orbax fills the screen with the tracebacks of its threads when its writing fails half-way.
     """
     if not hasattr(os, "posix_fallocate"):  # macOS, Windows
         return
@@ -286,7 +259,7 @@ def _put_aside(folder: pathlib.Path) -> None:
 
 
 def _explain(error: Exception) -> str:
-    """What the system said, if it did, else the first line of what Orbax says."""
+    """Returns the system's message, if there is one, else the first line of Orbax's."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).splitlines()

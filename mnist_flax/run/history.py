@@ -1,4 +1,4 @@
-"""What a run has done so far: the numbers that its state does not hold."""
+"""The numbers of the finished epochs of a run, which its state does not hold."""
 
 import dataclasses
 from typing import Any
@@ -17,13 +17,13 @@ class History:
     Attributes:
       run_id: W&B's name for the run.
       data: the title of the data that it is trained on.
-      records: the lines of metrics.jsonl, one an epoch.
+      records: the lines of metrics.jsonl, one per epoch.
       losses: float32 `[steps]`, of each step.
       accuracies: float32 `[steps]`, of each step, 0..1.
     """
 
-    run_id: str
-    data: str
+    run_id: str = ""
+    data: str = ""
     records: tuple[dict[str, Any], ...] = ()
     losses: np.ndarray = dataclasses.field(default_factory=_none)
     accuracies: np.ndarray = dataclasses.field(default_factory=_none)
@@ -35,23 +35,24 @@ class History:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The best epoch's record, the first of several; None if there is no epoch.
+        """The best epoch's record, the first of several; None if there is no epoch."""
+        return max(self.records, key=_accuracy, default=None)
 
-        By validation accuracy, or by test accuracy where no images are set aside.
-        """
+    @property
+    def last_accuracy(self) -> float:
+        """What the last epoch is ranked by; -1 if there is no epoch."""
+        return _accuracy(self.records[-1]) if self.records else -1.0
 
-        def accuracy(record: dict[str, Any]) -> float:
-            return record.get("validation/accuracy", record["test/accuracy"])
-
-        return max(self.records, key=accuracy, default=None)
-
-    def extended(
-        self, record: dict[str, Any], losses: np.ndarray, accuracies: np.ndarray
-    ) -> "History":
-        """With one more epoch: its record, and the losses and accuracies of its steps."""
+    def extended(self, record: dict[str, Any], losses: Any = (), accuracies: Any = ()) -> "History":
+        """Returns the history with one more epoch: its record, and its steps' metrics."""
         return dataclasses.replace(
             self,
             records=(*self.records, record),
-            losses=np.append(self.losses, losses),
-            accuracies=np.append(self.accuracies, accuracies),
+            losses=np.append(self.losses, np.float32(losses)),
+            accuracies=np.append(self.accuracies, np.float32(accuracies)),
         )
+
+
+def _accuracy(record: dict[str, Any]) -> float:
+    """Returns the validation accuracy, or the test accuracy where no images are set aside."""
+    return record.get("validation/accuracy", record.get("test/accuracy", 0.0))

@@ -2,7 +2,6 @@
 
 import datetime
 import importlib.metadata
-import itertools
 import json
 import os
 import pathlib
@@ -10,26 +9,29 @@ import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mnist_flax.cli.fields import flatten
 from mnist_flax.errors import UserError
+from mnist_flax.evaluate import Evaluation
+from mnist_flax.report.observers import Observer
+from mnist_flax.run.configs import flatten
+from mnist_flax.run.history import History
 from mnist_flax.runtime.files import write_whole
 
 try:
     import fcntl
 except ImportError:  # Windows has no such lock
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 # Whether a field, by name, may differ from the flat configuration of before.
 MayDiffer = Callable[[str, dict[str, Any], dict[str, Any]], bool]
 
 _NAMED = 8  # differing fields, in an error
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
-_PACKAGES += ("scipy", "wandb")
+_PACKAGES = ["jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "wandb"]
+_PACKAGES.append("tensorflow-datasets")
 REPLICAS = "replicas"  # in the folder of a study
 
 
 class Workdir:
-    """Writes a run's files; each is whole whenever it can be seen.
+    """Writes the files of a run or a study; each is whole whenever it can be seen.
 
     Attributes:
       path: of the folder.
@@ -39,12 +41,12 @@ class Workdir:
     def __init__(
         self, path: str, config: dict[str, Any], may_differ: MayDiffer | None = None
     ) -> None:
-        """Makes the folder, a dated one if `path` is empty, or goes on with the run that it holds.
+        """Creates the folder, a dated one if `path` is empty, or takes over the run that it holds.
 
-        Until the process ends, no other can have the folder.
+        Until the process ends, no other process can use the folder.
 
         Raises:
-          UserError: the folder holds another run, or one that is going on, or cannot be written.
+          UserError: the folder holds another run, is in use, or cannot be written.
         """
         check_workdir(path, config, may_differ)
         try:
@@ -71,13 +73,13 @@ class Workdir:
         return (self.path / "metrics.jsonl").exists()
 
     def write_metrics(self, records: Sequence[dict[str, Any]]) -> None:
-        """Makes metrics.jsonl hold these lines and no others."""
+        """Replaces the lines of metrics.jsonl."""
         text = "".join(map(_line, records))
         if text or self.has_metrics:
             self.write("metrics.jsonl", text)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Adds a line to metrics.jsonl and sees it to the disk; a part of a line never stays."""
+        """Adds a line to metrics.jsonl, on the disk; a part of a line never stays."""
         line = _line(record)
         with open(self.path / "metrics.jsonl", "ab", buffering=0) as file:
             before = file.tell()
@@ -88,21 +90,17 @@ class Workdir:
                 file.truncate(before)
                 raise
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
-        """Writes summary.json."""
-        self.write_json("summary.json", summary)
-
     def write_json(self, name: str, content: Any) -> None:
-        """Writes a file of finite numbers, texts and lists and dictionaries of them."""
+        """Writes finite numbers, texts, and lists and dictionaries of them."""
         self.write(name, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def reopen(self) -> None:
-        """There are epochs to come: config.json says how many, and summary.json goes."""
+        """Prepares for epochs to come: config.json gets their number, summary.json is removed."""
         self.write("config.json", self._config)
         (self.path / "summary.json").unlink(missing_ok=True)
 
     def write(self, name: str, text: str) -> None:
-        """Writes a file, whole or not at all, and sees it to the disk.
+        """Writes a file to the disk, whole or not at all.
 
         Raises:
           UserError: it cannot be written.
@@ -113,18 +111,35 @@ class Workdir:
             raise _unusable(str(self.path), error) from None
 
 
+class Files(Observer):
+    """Writes config.json, metrics.jsonl and summary.json of a run."""
+
+    def __init__(self, folder: Workdir):
+        self._folder = folder
+
+    def start(self, history: History) -> None:
+        self._folder.reopen()
+        if history.epoch:
+            self._folder.write_metrics(history.records)
+
+    def epoch(self, history: History, test: Evaluation) -> None:
+        self._folder.append_metrics(history.records[-1])
+
+    def finish(self, history: History, test: Evaluation, summary: dict[str, Any]) -> None:
+        self._folder.write_json("summary.json", summary)
+
+
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that a result depends on."""
+    """Returns the versions of Python and of the libraries that a result depends on."""
     return {"python": platform.python_version()} | {
         name: importlib.metadata.version(name) for name in _PACKAGES
     }
 
 
 def may_extend(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether a run may go on with another value of a field: with more epochs.
+    """Whether a run may resume with another value of a field, which is the case for more epochs.
 
-    Not where the learning rate's schedule depends on their number. What it says of studies is of
-    no account.
+    It is not where the learning rate depends on their number. The fields of studies never matter.
     """
     if name != "num_epochs":
         return name.startswith("study.")
@@ -133,7 +148,7 @@ def may_extend(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
 
 
 def check_workdir(path: str, config: dict[str, Any], may_differ: MayDiffer | None = None) -> None:
-    """Checks, before there is anything to write, that a run of `config` can go on in `path`.
+    """Checks, before anything is written, that a run of `config` can start or resume in `path`.
 
     Args:
       path: as of `Workdir`.
@@ -141,8 +156,7 @@ def check_workdir(path: str, config: dict[str, Any], may_differ: MayDiffer | Non
       may_differ: `may_extend` if None.
 
     Raises:
-      UserError: it holds a run of another configuration, or it or the folder to make it in cannot
-        be written.
+      UserError: it holds a run of another configuration, or cannot be written or created.
     """
     folder = pathlib.Path(path or "runs").expanduser()
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
@@ -162,17 +176,17 @@ def check_same(
     may_differ: MayDiffer,
     allowed: str = "the same configuration, or a larger config.num_epochs, or a new folder",
 ) -> None:
-    """Checks that a configuration is that of before, but for the fields that may differ.
+    """Checks that two configurations are the same, except for fields that may differ.
 
     Args:
-      where: they are compared.
+      where: what holds the first, for the error.
       before: the one that is there.
       config: the one that is wanted.
-      may_differ: which fields.
-      allowed: in words.
+      may_differ: which fields may differ.
+      allowed: what to do about it, for the error.
 
     Raises:
-      UserError: says `where` another configuration is, and which fields differ.
+      UserError: names `where` the other configuration is, and the fields that differ.
     """
     before, now = flatten(before), flatten(_as_json(config))
     differing = [
@@ -192,7 +206,7 @@ def check_same(
 
 
 def _read_config(folder: pathlib.Path) -> dict[str, Any] | None:
-    """What config.json holds; None if there is none."""
+    """Returns what config.json holds; None if there is none."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())
@@ -218,7 +232,7 @@ def _unusable(path: str, error: OSError) -> UserError:
 
 
 def _lock(folder: pathlib.Path) -> Any:
-    """Takes the folder's lock, which the system gives back when this process ends, however it does.
+    """Takes the folder's lock, which the system releases when this process ends, however it ends.
 
     Raises:
       UserError: another process has it.
@@ -233,7 +247,7 @@ def _lock(folder: pathlib.Path) -> Any:
         file.seek(0)
         owner = file.read().strip() or "another process"
         raise UserError(
-            f"--workdir={folder} is in use by {owner}; allowed: another folder, or to wait"
+            f"--workdir={folder} is in use by {owner}; choose another folder, or wait"
         ) from None
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}")
@@ -248,12 +262,13 @@ def _make(path: str) -> pathlib.Path:
 
 
 def _make_dated() -> pathlib.Path:
-    """Makes `runs/<date>_<time>`, with a number behind it if another run was first."""
+    """Creates `runs/<date>_<time>`, with a number appended if another run was first."""
     name = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    for number in itertools.count(1):
+    number = 1
+    while True:
         folder = pathlib.Path("runs") / (name if number == 1 else f"{name}_{number}")
         try:
             folder.mkdir(parents=True)
             return folder
         except FileExistsError:
-            continue
+            number += 1

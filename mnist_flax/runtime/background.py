@@ -1,4 +1,4 @@
-"""Work beside the training loop: in order, on a thread of its own, never raising into it."""
+"""Work beside the main thread, in order, on a thread of its own."""
 
 import contextlib
 import os
@@ -6,13 +6,14 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 
 def lower_priority() -> None:
     """Leaves the CPU to the other threads where they want it, on Linux.
 
-    Holds for the calling thread, and for what it starts from then on.
+    It affects the calling thread, and the threads that it starts afterwards.
     """
     if sys.platform == "linux":  # elsewhere a thread has no priority of its own
         with contextlib.suppress(OSError):  # some sandboxes forbid it
@@ -22,11 +23,17 @@ def lower_priority() -> None:
 class Background:
     """Runs jobs one after another on a daemon thread.
 
-    A job that raises is reported once by `warn`; `stop_on_error` then drops the jobs that follow,
-    else they run. A job that hangs holds up nothing but the jobs behind it.
+    A job that hangs holds up nothing but the jobs behind it: Python exits without waiting for it.
+
+    Args:
+      name: of the thread, and of warnings.
+      warn: told about the first job that raises, in one line; None: only its future knows.
+      stop_on_error: drop the jobs that follow one that raises.
     """
 
-    def __init__(self, name: str, warn: Callable[[str], None], stop_on_error: bool = False):
+    def __init__(
+        self, name: str, warn: Callable[[str], None] | None = None, stop_on_error: bool = False
+    ):
         self._name = name
         self._warn = warn
         self._stop_on_error = stop_on_error
@@ -41,30 +48,40 @@ class Background:
         """Whether a job has raised."""
         return self._failed
 
-    def submit(self, job: Callable[..., Any], *args: Any) -> None:
-        """Queues `job(*args)` and returns at once."""
-        self._jobs.put((job, args))
+    def submit(self, job: Callable[..., Any], *args: Any) -> Future:
+        """Queues `job(*args)` and returns its future at once."""
+        future: Future = Future()
+        self._jobs.put((future, job, args))
+        return future
 
-    def close(self, timeout: float | None = None) -> bool:
-        """Waits up to `timeout` seconds for the jobs queued so far.
+    def close(self, timeout: float | None = None, drop: bool = False) -> bool:
+        """Waits up to `timeout` seconds for the jobs queued so far, the last that will run.
+
+        Args:
+          timeout: None waits for ever.
+          drop: wait only for the job that is running, and drop the others.
 
         Returns:
-          False if they took longer; what becomes of them is then no longer said.
+          False if they took longer; errors are no longer reported then.
         """
+        self._dropping = drop
         self._jobs.put(None)
         self._thread.join(timeout)
         self._given_up = self._thread.is_alive()
         return not self._given_up
 
+    _dropping = False
+
     def _run(self) -> None:
-        lower_priority()
         while (item := self._jobs.get()) is not None:
-            if self._failed and self._stop_on_error:
+            future, job, args = item
+            if self._dropping or (self._failed and self._stop_on_error):
+                future.cancel()
                 continue
-            job, args = item
             try:
-                job(*args)
-            except Exception as error:  # whatever it is, training goes on
-                if not self._failed and not self._given_up:
+                future.set_result(job(*args))
+            except Exception as error:
+                if self._warn is not None and not self._failed and not self._given_up:
                     self._warn(f"{self._name}: {type(error).__name__}: {error}".splitlines()[0])
                 self._failed = True
+                future.set_exception(error)

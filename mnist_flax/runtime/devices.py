@@ -1,50 +1,134 @@
-"""What JAX and XLA run on, and what they are told before a program is compiled."""
+"""The devices of a run, on all its hosts, and what lies on them.
 
-import functools
-import os
+Training is data-parallel: the state and the images lie on every device, and each device computes
+its part of every batch. The arrays of a program are global, as JAX has it, so the results do not
+depend on the number of devices, except for the rounding of sums.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import psutil
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# XLA may hand operations on a CPU to YNNPACK. Its matrix products and reductions are quick (a step
-# of the default recipe took a tenth longer without the former), its convolutions took two to twelve
-# times as long as XLA's own (the original's layers; jax 0.10.2, 2 cores of an AMD EPYC with AVX2).
-_CPU_OPTIONS = {
-    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
-}
+from mnist_flax.errors import UserError
+from mnist_flax.runtime.compilation import compiler_options
+
+BATCH_AXIS = "batch"  # along it, devices have different parts of a batch
+_COPY_AXIS = "copy"  # along it, the same part
+
+# Images that a device predicts at a time. What a CPU computes for 100 stays in its caches, which
+# made evaluation a third faster than 2,000 at a time.
+_CPU_PREDICTED, _PREDICTED = 100, 2_000
 
 
-def use_compilation_cache() -> None:
-    """Keeps compiled programs in `~/.cache/mnist_flax`, if no other place has been set."""
-    if jax.config.jax_compilation_cache_dir is not None:
+def create_mesh(batch_size: int) -> Mesh:
+    """Returns a mesh of all devices, over which `batch_size` images are spread in equal parts.
+
+    As many devices as divide the batch have a part of their own; the others repeat it. So the
+    last, smaller batch of an epoch may have any size.
+    """
+    parts = math.gcd(batch_size, jax.device_count())
+    return Mesh(np.array(jax.devices()).reshape(parts, -1), (BATCH_AXIS, _COPY_AXIS))
+
+
+def check_batch_size(batch_size: int, num_images: int) -> None:
+    """Raises a `UserError` unless the images make a full batch, and the devices divide it."""
+    count = jax.device_count()
+    if batch_size > num_images:
+        allowed = f"at most the {num_images:,} training images"
+    elif batch_size % count:
+        below = batch_size // count * count
+        nearest = [str(size) for size in (below, below + count) if 0 < size <= num_images]
+        nearest_or_none = " and ".join(nearest) or "none"
+        allowed = f"a multiple of the {count} devices, nearest {nearest_or_none}"
+    else:
         return
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "mnist_flax", "jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    raise UserError(f"config.batch_size={batch_size!r} is not allowed; allowed: {allowed}")
 
 
-@functools.cache
-def compiler_options() -> dict[str, str]:
-    """Options for `jax.jit` or `compile` on the default backend, those that this XLA knows."""
-    if jax.default_backend() != "cpu":
-        return {}
-    try:
-        jax.jit(lambda: 0, compiler_options=_CPU_OPTIONS)()
-    except jax.errors.JaxRuntimeError:  # XLA's flags come and go between versions
-        return {}
-    return _CPU_OPTIONS
+def replicated() -> NamedSharding:
+    """Returns the sharding of an array that lies on every device."""
+    return NamedSharding(create_mesh(1), PartitionSpec())
 
 
-def describe_devices() -> str:
-    """A line on what computes."""
+class Placed(NamedTuple):
+    """A data set that lies on every device."""
+
+    train: tuple[jax.Array, ...]  # images and labels
+    evaluated: dict[str, list[jax.Array]]  # images by split, in batches of one size
+
+
+def place(train: Iterable[np.ndarray], evaluated: dict[str, np.ndarray]) -> Placed:
+    """Puts a data set on every device.
+
+    Args:
+      train: images and labels.
+      evaluated: images by split; rows of 0 fill up the last batch.
+    """
+    size = _CPU_PREDICTED if jax.default_backend() == "cpu" else _PREDICTED
+    batches = {name: _batches(x, size * jax.device_count()) for name, x in evaluated.items()}
+    return Placed(tuple(map(put, train)), batches)
+
+
+def put(array: np.ndarray) -> jax.Array:
+    """Puts an array that every process has on every device."""
+    return jax.make_array_from_callback(array.shape, replicated(), array.__getitem__)
+
+
+def _batches(array: np.ndarray, size: int) -> list[jax.Array]:
+    padded = np.pad(array, [(0, -len(array) % size), *[(0, 0)] * (array.ndim - 1)])
+    return [put(batch) for batch in np.split(padded, len(padded) // size)]
+
+
+def lower(
+    function: Callable, *args: Any, batch_size: int = 1, **options: Any
+) -> jax.stages.Lowered:
+    """Lowers a function of global arrays for all devices.
+
+    Args:
+      function: may `spread` a batch.
+      *args: example arguments; all of them, and the results, lie on every device.
+      batch_size: of the batch that the devices share.
+      **options: of `jax.jit`.
+    """
+    mesh = create_mesh(batch_size)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    options |= {"in_shardings": everywhere, "out_shardings": everywhere}
+    with jax.set_mesh(mesh):
+        lowerable = jax.jit(function, compiler_options=compiler_options(), **options)
+        return lowerable.lower(*map(shapes, args))
+
+
+def shapes(tree: Any) -> Any:
+    """Returns shapes and types alone, whatever mesh the arrays lie on."""
+
+    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.result_type(leaf))
+
+    return jax.tree.map(shape, tree)
+
+
+def spread(batch: jax.Array) -> jax.Array:
+    """Spreads rows over the batch axis of the mesh that is set, inside `jax.jit`."""
+    if BATCH_AXIS not in jax.sharding.get_abstract_mesh().axis_names:
+        return batch
+    return jax.lax.with_sharding_constraint(batch, PartitionSpec(BATCH_AXIS))
+
+
+def describe() -> str:
+    """Returns a line on what computes."""
     devices = jax.devices()
     count = f"{len(devices)} " if len(devices) > 1 else ""
     hosts = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return f"Device{'s' if count else ''}: {count}{devices[0].device_kind}{hosts}"
 
 
-def memory() -> int:
-    """Bytes of a device's memory that are free for this process."""
+def free_memory() -> int:
+    """Returns the bytes of a device's memory that are free for this process."""
     stats = jax.local_devices()[0].memory_stats() or {}
     # CPUs, virtual ones too, share the machine's.
     shared = psutil.virtual_memory().available // jax.local_device_count()

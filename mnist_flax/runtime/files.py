@@ -4,16 +4,16 @@ import os
 import pathlib
 
 
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file, the old one or the new one at any time, and sees it to the disk.
+def write_whole(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a file to the disk; at any time there is the old file or the new one.
 
     Raises:
       OSError: it cannot be written; nothing of it stays.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
-        with open(partial, "w") as file:
-            file.write(text)
+        with open(partial, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -1,7 +1,7 @@
-"""The processes of a run, one a host: how they find each other, and how they agree.
+"""The processes of a run, one per host: how they find each other, and how they agree.
 
-JAX's own multi-controller runtime: every process runs the same program, and what they compute
-together they must all start in the same order.
+This is JAX's own multi-controller runtime: every process runs the same program, and all must start
+what they compute together in the same order.
 """
 
 import contextlib
@@ -11,23 +11,30 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mnist_flax.errors import LostProcess, UserError
+from mnist_flax.errors import UserError
 
-# After which a process that is no longer heard of, stopped or cut off, ends all others.
+# After so long, a process that is stopped or cut off ends all others.
 _HEARTBEAT_SECONDS = 30
 _MESSAGE_BYTES = 2_000
+
+
+class LostProcess(Exception):
+    """A run on several hosts cannot continue because another of its processes failed or is gone.
+
+    The command line prints it without a traceback and exits with status 1.
+    """
 
 
 def initialize(
     coordinator_address: str = "", num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Joins the other processes, where there are any; before anything is asked of a device.
+    """Joins the other processes, if there are any; must come before any use of a device.
 
     Args:
       coordinator_address: 'host:port' of process 0; empty where JAX finds the others by itself
         (a TPU pod slice, Slurm, Kubernetes), or where there are none.
       num_processes: how many there are.
-      process_id: which this one is, from 0.
+      process_id: the rank of this one, from 0.
 
     Raises:
       UserError: one of the three is missing or wrong, or process 0 does not answer.
@@ -35,7 +42,7 @@ def initialize(
     given = (coordinator_address, num_processes, process_id)
     if coordinator_address or given[1:] != (None, None):
         _check(*given)
-    # Signals are `interrupt`'s.
+    # `runtime.signals` handles signals.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -76,7 +83,7 @@ def is_main() -> bool:
 
 
 def gather(text: str) -> list[str]:
-    """What every process says, by process; cut off after 2,000 bytes."""
+    """Returns the texts of all processes, in order, each cut off after 2,000 bytes."""
     if jax.process_count() == 1:
         return [text]
     message = np.zeros(_MESSAGE_BYTES, np.uint8)
@@ -87,27 +94,23 @@ def gather(text: str) -> list[str]:
 
 
 def largest(number: int) -> int:
-    """The largest that any process says."""
+    """Returns the largest number of any process."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.process_allgather(np.int32(number)).max())
 
 
-@contextlib.contextmanager
-def watched() -> Iterator[None]:
-    """Where this process fails because another did, or is gone, it raises `LostProcess`."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
-            raise
-        first = str(error).splitlines()[0]
-        raise LostProcess(f"another process of the run failed or is gone ({first})") from error
+def lost_process(error: BaseException | None) -> LostProcess | None:
+    """Returns what to raise in place of an error that another process caused; None if none did."""
+    if not isinstance(error, jax.errors.JaxRuntimeError) or jax.process_count() == 1:
+        return None
+    first = str(error).splitlines()[0]
+    return LostProcess(f"another process of the run failed or is gone ({first})")
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """What fails on one process, with a `UserError`, fails on all."""
+    """Re-raises a `UserError` of any process in every process."""
     error = ""
     try:
         yield
@@ -119,10 +122,10 @@ def together() -> Iterator[None]:
 
 
 def check_same(text: str, what: str) -> None:
-    """Checks that all processes have the same.
+    """Checks that all processes have the same text.
 
     Raises:
-      UserError: names the first that differs from process 0, and what is meant.
+      UserError: names the first process that differs from process 0, and `what` it differs in.
     """
     texts = gather(text)
     for process, other in enumerate(texts):

@@ -1,4 +1,4 @@
-"""SIGTERM, which a preemption sends, and Ctrl-C: when they stop a run, and how it says so."""
+"""SIGTERM, which a preemption sends, and Ctrl-C: when they stop a run, and what is printed."""
 
 import contextlib
 import os
@@ -13,12 +13,12 @@ _NOTICE = b"\nstopping as soon as what is finished is on the disk; Ctrl-C stops 
 class Interrupted(BaseException):
     """A signal asked the process to stop; its exit status is `128 + number`, as shells count.
 
-    Not an `Exception`, as `KeyboardInterrupt` is none: whoever handles errors lets it pass.
+    Like `KeyboardInterrupt`, it is no `Exception`, so that code that handles errors lets it pass.
 
     Args:
-      number: the signal's.
+      number: of the signal.
       progress: how far the run has come, as in 'after epoch 3 of 20'.
-      workdir: where it can go on; empty if there is nothing yet.
+      workdir: where it can be resumed; empty if there is nothing yet.
     """
 
     def __init__(self, number: int, progress: str = "", workdir: str = ""):
@@ -36,7 +36,7 @@ class _Received:
 
 
 def install() -> None:
-    """Has the signals raise `Interrupted` from now on, or wait for `received` in `deferred`.
+    """Makes the signals raise `Interrupted`, or wait for `received` inside `deferred`.
 
     Ctrl-C ends the process at once if it was asked to stop before.
     """
@@ -46,7 +46,7 @@ def install() -> None:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """While it lasts, a signal waits for somebody to ask `received`."""
+    """Makes signals wait until somebody asks `received`."""
     _Received.deferred = True
     try:
         yield
@@ -55,7 +55,7 @@ def deferred() -> Iterator[None]:
 
 
 def received() -> int:
-    """The number of the signal that came first; 0 if none did."""
+    """Returns the number of the signal that came first; 0 if none did."""
     return _Received.number
 
 
@@ -68,4 +68,4 @@ def _receive(number: int, frame: FrameType | None) -> None:
     _Received.number = number
     if not _Received.deferred:
         raise Interrupted(number)
-    os.write(2, _NOTICE)  # not print, in whose midst the signal may have come
+    os.write(2, _NOTICE)  # not print, which the signal may have interrupted

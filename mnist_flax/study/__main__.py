@@ -3,7 +3,7 @@
 from mnist_flax.runtime import huge_pages
 
 if __name__ == "__main__":
-    huge_pages.use()  # it starts Python anew, so before anything that takes time
+    huge_pages.use()  # it restarts Python, so it comes before anything that takes time
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ flags.adopt_module_key_flags(command)
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     "",
-    "The folder for the results: a new one, or that of a study to go on with; empty: a dated one "
+    "The folder for the results: a new one, or that of the study to resume; empty: a dated one "
     "under runs/.",
 )
 _ENSEMBLE = flags.DEFINE_boolean(
@@ -24,7 +24,7 @@ _ENSEMBLE = flags.DEFINE_boolean(
 
 def main(config: ConfigDict) -> None:
     """Runs the study that the flags ask for."""
-    # Imported once the flags are known to be right, for it takes seconds.
+    # Imported here because it takes seconds: invalid flags are reported before.
     from mnist_flax.study import laboratory
 
     laboratory.run(config, _WORKDIR.value, _ENSEMBLE.value)

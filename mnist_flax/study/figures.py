@@ -53,16 +53,9 @@ def study(bars: Sequence[Bar], title: str) -> Figure:
         if bar.interval is not None:
             ax.plot(bar.interval, [row, row], "-", color=color, linewidth=2.2)
         ax.plot(bar.mean, row, "D", color=color, markersize=7)
-        ax.annotate(
-            bar.note,
-            (1, row),
-            xycoords=("axes fraction", "data"),
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            color=color,
-        )
+        where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        style = {"va": "center", "fontsize": 9, "color": color}
+        ax.annotate(bar.note, (1, row), xytext=(8, 0), **where, **style)
         if bar.is_base:
             ax.axvline(bar.mean, color=_BASE, linewidth=0.8, linestyle=":")
     ax.set_yticks(range(len(bars)), [bar.name for bar in bars])
@@ -75,15 +68,9 @@ def study(bars: Sequence[Bar], title: str) -> Figure:
         Line2D([], [], marker="o", linestyle="", color=INK, alpha=0.45, markersize=4),
         Line2D([], [], marker="D", linestyle="-", color=INK, markersize=7),
     ]
-    ax.legend(
-        key,
-        ["a seed", "mean and its 95 % confidence interval"],
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=2,
-        frameon=False,
-        fontsize=9,
-    )
+    names = ["a seed", "mean and its 95 % confidence interval"]
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
+    ax.legend(key, names, **place, frameon=False, fontsize=9)
     figure.suptitle(title)
     return figure
 

@@ -9,12 +9,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mnist_flax.cli.fields import BASE, flatten
 from mnist_flax.data import Dataset
+from mnist_flax.run.configs import flatten
 from mnist_flax.run.workdir import Workdir
 from mnist_flax.runtime.background import Background
+from mnist_flax.runtime.files import write_whole
+from mnist_flax.streams import Stream
 from mnist_flax.study import ensemble as ensembles
 from mnist_flax.study.comparison import Difference, Interval, mean_interval, paired_difference
+from mnist_flax.study.recipes import BASE
 from mnist_flax.study.store import Replica, ReplicaStore
 
 _QUANTILES = (0.025, 0.975)  # of ensembles
@@ -135,10 +138,10 @@ class Findings:
         if len(row.replicas) < asked:
             return []
         probabilities = [self._store.probabilities(replica, "test") for replica in row.replicas]
-        key = jax.random.fold_in(jax.random.key(self._config.seed), 4)
+        key = jax.random.key(self._config.seed)
         labels = self._dataset.test.labels
         return [
-            ensembles.draw(jax.random.fold_in(key, size), np.stack(probabilities), labels, size)
+            ensembles.draw(Stream.ENSEMBLES.key(key, size), np.stack(probabilities), labels, size)
             for size in ensembles.sizes(asked)
         ]
 
@@ -360,8 +363,8 @@ class Findings:
         }
 
     def _draw_figures(self, rows: Sequence[Row], draws: dict[str, list[ensembles.Draws]]) -> None:
-        from mnist_flax import study_figures  # which import matplotlib
         from mnist_flax.report import figures
+        from mnist_flax.study import figures as study_figures  # which import matplotlib
 
         bars = [
             study_figures.Bar(
@@ -378,7 +381,7 @@ class Findings:
             for row in rows
         ]
         figure = study_figures.study(bars, self._dataset.title)
-        figures.save(figure, self._folder.figures / "study.png")
+        write_whole(self._folder.figures / "study.png", figures.to_png(figure))
         curves = {
             name: [
                 (of_size.size, *(self._accuracy(e) for e in _spread(of_size.num_errors)))
@@ -389,7 +392,7 @@ class Findings:
         }
         if curves:
             figure = study_figures.ensembles(curves, self._dataset.title)
-            figures.save(figure, self._folder.figures / "ensemble.png")
+            write_whole(self._folder.figures / "ensemble.png", figures.to_png(figure))
 
     def _note(self, row: Row) -> str:
         if row.difference is None:

@@ -1,10 +1,12 @@
-"""What a study keeps of each replica: its numbers as JSON, its probabilities beside them."""
+"""What a study keeps of each replica: its numbers as JSON, and its probabilities."""
 
 import dataclasses
+import io
 import json
 import math
-import os
 import pathlib
+import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,13 +27,13 @@ class Replica:
       run_id: W&B's name for it.
       data: the title of the data.
       config: its whole configuration.
-      records: a line an epoch, as of metrics.jsonl; a number that is not finite is None.
+      records: one per epoch, as in metrics.jsonl; a number that is not finite is None.
       results: by split, 'test' and perhaps 'validation': 'loss', 'accuracy' (0..1), 'num_errors',
         means over the last `study.num_final_epochs` epochs.
-      train_seconds: of training alone; of replicas trained together, an equal share.
+      train_seconds: of training alone; an equal share for replicas trained together.
       compile_seconds: of its program, which replicas may share.
       num_together: how many were trained together.
-      device: what it was trained on, a line.
+      device: a line on what it was trained on.
       versions: of Python and the libraries.
     """
 
@@ -59,13 +61,13 @@ class Replica:
 
 
 class ReplicaStore:
-    """The folder of finished replicas, `VARIANT/SEED.json` and `.npz`; each is there or is not."""
+    """The folder of replicas: `VARIANT/SEED.json` and `.npz` of each one that is finished."""
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
 
     def save(self, replica: Replica, probabilities: dict[str, np.ndarray]) -> None:
-        """Writes a replica, and its probabilities by split, `[n, classes]`, to the disk.
+        """Writes a replica, and its probabilities by split, `[n, classes]`.
 
         Raises:
           UserError: it cannot be written.
@@ -76,9 +78,9 @@ class ReplicaStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.with_suffix(_TRACKED).unlink(missing_ok=True)  # of one that was trained before
             arrays = {name: array.astype(np.float32) for name, array in probabilities.items()}
-            with open(path.with_suffix(".npz"), "wb") as file:
-                np.savez_compressed(file, **arrays)
-                os.fsync(file.fileno())
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **arrays)
+            write_whole(path.with_suffix(".npz"), buffer.getvalue())
             write_whole(path, content + "\n")  # last: from now on it is finished
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
@@ -96,7 +98,7 @@ class ReplicaStore:
             return None
         except (OSError, ValueError, TypeError) as error:
             raise UserError(
-                f"{path} cannot be read: {error}; allowed: to delete it, which trains it anew"
+                f"{path} cannot be read: {error}; delete it to train it again"
             ) from None
         return replica
 
@@ -112,9 +114,17 @@ class ReplicaStore:
                 return arrays[split]
         except Exception as error:  # of the system, of zip or of NumPy's format
             raise UserError(
-                f"{path.with_suffix('.npz')} cannot be read: {error}; allowed: to delete {path}, "
-                "which trains it anew"
+                f"{path.with_suffix('.npz')} cannot be read: {error}; delete {path} "
+                "to train it again"
             ) from None
+
+    def unfinished(self, variant: str, seeds: Sequence[int]) -> pathlib.Path:
+        """Returns the folder for checkpoints of replicas under way."""
+        return self._folder / variant / f"{seeds[0]}-{seeds[-1]}.unfinished"
+
+    def discard(self, variant: str, seeds: Sequence[int]) -> None:
+        """Removes the checkpoints of replicas that are finished."""
+        shutil.rmtree(self.unfinished(variant, seeds), ignore_errors=True)
 
     def is_tracked(self, replica: Replica) -> bool:
         """Whether W&B has it."""
@@ -129,7 +139,7 @@ class ReplicaStore:
 
 
 def finite(value: Any) -> Any:
-    """The same, with None for numbers that JSON does not have."""
+    """Returns the same, with None for numbers that JSON does not have."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,0 +1,87 @@
+"""Saves a run beside its training."""
+
+import pathlib
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import jax
+
+from mnist_flax.errors import UserError
+from mnist_flax.run.checkpoint import Checkpoints, cannot_save
+from mnist_flax.run.history import History
+from mnist_flax.runtime import hosts
+from mnist_flax.runtime.background import Background
+
+
+class Saver:
+    """Saves checkpoints in the background, and restores them.
+
+    Args:
+      folder: of the checkpoints.
+      keep: how many of the newest to keep; the best is kept as well.
+
+    Attributes:
+      saved_epochs: how many epochs the newest complete checkpoint holds.
+    """
+
+    def __init__(self, folder: pathlib.Path, keep: int):
+        self.saved_epochs = 0
+        self._folder = folder
+        self._checkpoints = Checkpoints(folder, keep)
+        self._background = Background("saving")
+        self._saving: Future | None = None
+
+    def restore(
+        self, state: Any, steps_per_epoch: int, must_exist: bool, warn: Callable[[str], None]
+    ) -> tuple[Any, History] | None:
+        """Reads the newest complete checkpoint, of the form of `state`; see `Checkpoints`."""
+        restored = self._checkpoints.restore(
+            jax.tree.map(_like, state), steps_per_epoch, must_exist, warn
+        )
+        if restored is not None:
+            self.saved_epochs = restored[1].epoch
+        return restored
+
+    def save(self, copy: Any, history: History, then: Callable[[], None] = lambda: None) -> None:
+        """Starts to save a state.
+
+        Args:
+          copy: a snapshot of the state.
+          history: up to that state.
+          then: called on the saving thread, as soon as the checkpoint is complete.
+        """
+        self._saving = self._background.submit(self._save, copy, history, then)
+
+    def wait(self) -> None:
+        """Waits, in all processes, for what is being saved.
+
+        Raises:
+          UserError: one of them could not save it.
+        """
+        with hosts.together():
+            if self._saving is not None:
+                self._saving.result()
+
+    def abort(self, timeout: float) -> UserError | None:
+        """Waits, up to `timeout` seconds, for what is being saved; returns what went wrong."""
+        try:
+            if self._saving is not None:
+                self._saving.result(timeout)
+        except UserError as error:
+            return error
+        except TimeoutError:
+            pass
+        return None
+
+    def _save(self, copy: Any, history: History, then: Callable[[], None]) -> None:
+        self._checkpoints.save(copy, history)
+        self.saved_epochs = history.epoch
+        try:
+            then()
+        except OSError as error:
+            raise cannot_save(history.epoch, self._folder.parent, error) from None
+
+
+def _like(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)

@@ -1,0 +1,299 @@
+"""One run, seen from the loop: its folder, its checkpoints, its signals, and who watches it."""
+
+import contextlib
+import hashlib
+import math
+import pathlib
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from mnist_flax import data
+from mnist_flax.errors import UserError
+from mnist_flax.evaluate import Evaluation
+from mnist_flax.report.observers import Console, Observer, Pictures, WandB
+from mnist_flax.report.progress import Progress
+from mnist_flax.report.tracking import Tracker, run_name
+from mnist_flax.run.checkpoint import snapshot
+from mnist_flax.run.history import History
+from mnist_flax.run.saver import Saver
+from mnist_flax.run.summary import summarize
+from mnist_flax.run.workdir import REPLICAS, Files, Workdir, check_workdir
+from mnist_flax.runtime import compilation, hosts, signals
+from mnist_flax.runtime.signals import Interrupted
+
+_ABORT_SECONDS = 10  # for a checkpoint that is being written when a run is aborted
+_SHARED_SECONDS = 10  # for a file of one host to be seen by another
+
+CreateExamples = Callable[[], tuple[np.ndarray, np.ndarray]]
+
+
+class Session:
+    """A run, as a context manager around its loop. All processes of the run call the same methods.
+
+    Leaving the block with an error, or because of a signal, ends what is under way first. The
+    arguments are those of `train.run`.
+
+    Raises:
+      UserError: on entering, if `workdir` holds another run or cannot be written.
+      Interrupted: a signal stopped the run.
+      LostProcess: another process failed or is gone.
+    """
+
+    together = staticmethod(hosts.together)
+
+    def __init__(self, config: ConfigDict, workdir: str):
+        self._config = config
+        self._given = workdir
+        self._path = pathlib.Path()
+        self._folder: Workdir | None = None  # in process 0, which alone writes, tracks and draws
+        self._history = History()
+        self._has_begun = False
+        self._observers: list[Observer] = []
+        self._deferred = contextlib.ExitStack()
+
+    def __enter__(self) -> "Session":
+        compilation.use_cache()
+        with self.together():
+            if hosts.is_main():
+                check_workdir(self._given, self._config.to_dict())
+        return self
+
+    def open(self, dataset: data.Dataset, create_examples: CreateExamples) -> None:
+        """Creates the folder, or takes over that of the run to resume.
+
+        Args:
+          dataset: what to train and to test on.
+          create_examples: returns an image and augmentations of it, for a picture.
+
+        Raises:
+          UserError: the folder is in use or cannot be written, or the processes disagree.
+        """
+        config = self._config
+        hosts.check_same(hashlib.sha256(config.to_json().encode()).hexdigest(), "configuration")
+        hosts.check_same(f"{dataset.title}, {dataset.mean}, {dataset.std}", "dataset")
+        self._dataset, self._create_examples = dataset, create_examples
+        self._path, self._folder = _open_folder(self._given, config)
+        quiet = self._folder is None
+        self._progress = Progress(config.num_epochs, len(dataset.train), quiet=quiet)
+        self.line(f"Workdir: {self._path}")
+        self.line(dataset.description)
+
+    def line(self, text: str) -> None:
+        """Prints a line, in process 0."""
+        self._progress.line(text)
+
+    def restore(self, state: Any, steps_per_epoch: int) -> Any:
+        """Returns the state of the last complete checkpoint, or `state` if there is none.
+
+        Raises:
+          UserError: the checkpoints cannot be read, or are of other data.
+        """
+        self._num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        self._saver = Saver(self._path / "checkpoints", self._config.checkpoint.keep)
+        run_id = hosts.gather(secrets.token_hex(4))[0]
+        with self.together():
+            must_exist = self._folder is not None and self._folder.has_metrics
+            restored = self._saver.restore(state, steps_per_epoch, must_exist, self.line)
+            state, self._history = restored or (state, History(run_id, self._dataset.title))
+            _check_data(self._history.data, self._dataset.title, self._path)
+            if self._folder is not None:
+                self._observers = _create_observers(
+                    self._config,
+                    self._dataset,
+                    self._folder,
+                    self._history,
+                    self._create_examples,
+                    steps_per_epoch,
+                    self._progress,
+                )
+            for observer in self._observers:
+                observer.start(self._history)
+        self._deferred.enter_context(signals.deferred())
+        self._has_begun = True
+        if restored is None:
+            # So that a run that stops in its first epoch resumes under the same name in W&B.
+            self._save(state)
+        return state
+
+    def epochs(self) -> Iterator[int]:
+        """Yields the epochs that are left, from 1 for a new run."""
+        for epoch in range(self._history.epoch + 1, self._config.num_epochs + 1):
+            self._progress.start_epoch(epoch)
+            yield epoch
+
+    def on_step(self, images: int, loss: float | None, accuracy: float | None) -> None:
+        """Shows the progress within an epoch, of so many images, and stops the run if it has to.
+
+        Loss and accuracy (0..1) are the last step's, or None if the host has not waited for it.
+
+        Raises:
+          UserError: the loss is no longer finite.
+          Interrupted: a signal asked to stop.
+        """
+        if loss is not None:
+            self._progress.update(images, loss, accuracy)
+            if not math.isfinite(loss):
+                raise _diverged(self._config, self._history.epoch + 1)
+        if loss is not None or jax.process_count() == 1:
+            self._check_signals()
+
+    def end_epoch(self, state: Any, record: dict[str, Any], steps: Any, test: Evaluation) -> None:
+        """Saves the state in the background, then tells everyone who watches.
+
+        Args:
+          state: after the epoch.
+          record: its numbers, a line of metrics.jsonl.
+          steps: loss and accuracy of each step, float32 `[steps]` each.
+          test: the results on the test set.
+
+        Raises:
+          UserError: a number is not finite, or the epoch before could not be saved.
+        """
+        if not all(map(math.isfinite, record.values())):
+            raise _diverged(self._config, record["epoch"])
+        self._saver.wait()
+        self._history = self._history.extended(record, *steps)
+        self._save(state, test)
+
+    def finish(self, test: Evaluation, compile_seconds: float) -> None:
+        """Waits for the last checkpoint, and leaves the results."""
+        self._saver.wait()
+        self._check_signals()
+        self._deferred.close()
+        if self._folder is None:
+            return
+        summary = summarize(
+            self._config, self._dataset, self._history, test, self._num_parameters, compile_seconds
+        )
+        for observer in self._observers:
+            observer.finish(self._history, test, summary)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._deferred.close()
+        if error is None:
+            return
+        if self._has_begun:
+            self._abort()
+        if isinstance(error, Interrupted) and self._has_begun:
+            progress = f"after epoch {self._saver.saved_epochs} of {self._config.num_epochs}"
+            raise Interrupted(error.number, progress, str(self._path)) from None
+        if lost := hosts.lost_process(error):
+            raise lost from error
+
+    def _save(self, state: Any, test: Evaluation | None = None) -> None:
+        def tell() -> None:
+            """Runs on the saving thread, when the checkpoint is complete."""
+            if test is not None:
+                for observer in self._observers:
+                    observer.epoch(history, test)
+
+        history = self._history
+        copy, is_finite = snapshot(state)
+        if not is_finite:
+            raise _diverged(self._config, history.epoch)
+        self._saver.save(copy, history, tell)
+
+    def _check_signals(self) -> None:
+        if number := hosts.largest(signals.received()):
+            raise Interrupted(number)
+
+    def _abort(self) -> None:
+        if error := self._saver.abort(_ABORT_SECONDS):
+            self.line(f"error: {error}")
+        for observer in self._observers:
+            observer.abort()
+
+
+def _diverged(config: ConfigDict, epoch: int) -> UserError:
+    rate = config.optimizer.learning_rate
+    return UserError(
+        f"the loss or the parameters are no longer finite in epoch {epoch}: "
+        f"config.optimizer.learning_rate={rate} is too high"
+    )
+
+
+def _check_data(before: str, now: str, path: pathlib.Path) -> None:
+    """Raises a `UserError` unless a run was trained on the same data before."""
+    if before != now:
+        raise UserError(
+            f"--workdir={path} holds a run on {before}, and the data are now {now}; allowed: the "
+            "same data, or a new folder"
+        )
+
+
+def _create_observers(
+    config: ConfigDict,
+    dataset: data.Dataset,
+    folder: Workdir,
+    history: History,
+    create_examples: CreateExamples,
+    steps_per_epoch: int,
+    progress: Progress,
+) -> list[Observer]:
+    """Returns who watches a run, in the order in which they are told.
+
+    A finished run is only drawn again.
+    """
+    line = progress.line
+    examples = create_examples if config.augment.enabled else None
+    pictures = Pictures(folder.figures, dataset, steps_per_epoch, examples, line)
+    console = Console(progress, config.num_epochs, dataset.title, folder.path)
+    if folder.is_finished and history.epoch >= config.num_epochs:
+        return [pictures, console]
+    tracker = Tracker(
+        config,
+        str(folder.path),
+        history.run_id,
+        name=run_name(config, dataset),
+        extra_config={"data": dataset.title, "data_source": dataset.source},
+        extra_tags=["sample"] if dataset.source == "sample" else [],
+        say=line,
+    )
+    wandb = WandB(tracker, dataset, steps_per_epoch, pictures, line)
+    # Numbers are on the disk before anything can stall.
+    return [pictures, Files(folder), wandb, console]
+
+
+def _open_folder(given: str, config: ConfigDict) -> tuple[pathlib.Path, Workdir | None]:
+    """Returns the path of the workdir in every process, and in process 0 the folder to write."""
+    folder, path = None, pathlib.Path()
+    with hosts.together():
+        if hosts.is_main():
+            folder = Workdir(given, config.to_dict())
+            path = folder.path
+            if (path / REPLICAS).exists():
+                raise UserError(f"--workdir={path} holds a study; allowed: a new folder")
+    return _agree_on(path), folder
+
+
+def _agree_on(path: pathlib.Path) -> pathlib.Path:
+    """Returns the workdir of process 0, once this process sees it too.
+
+    Raises:
+      UserError: it does not.
+    """
+    if jax.process_count() == 1:
+        return path
+    path = pathlib.Path(hosts.gather(str(path.absolute()))[0])
+    with hosts.together():
+        deadline = time.monotonic() + _SHARED_SECONDS
+        while not (path / "config.json").exists():
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"process {jax.process_index()} does not see {path}, the workdir of process "
+                    "0; allowed: a --workdir that all hosts share"
+                )
+            time.sleep(0.1)
+    return path

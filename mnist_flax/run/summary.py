@@ -1,0 +1,55 @@
+"""summary.json: what came of a run."""
+
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from mnist_flax.data import Dataset
+from mnist_flax.evaluate import Evaluation
+from mnist_flax.run.history import History
+from mnist_flax.run.workdir import versions
+
+
+def summarize(
+    config: ConfigDict,
+    dataset: Dataset,
+    history: History,
+    test: Evaluation,
+    num_parameters: int,
+    compile_seconds: float,
+) -> dict[str, Any]:
+    """Returns the results of a finished run, as JSON can hold them."""
+    records, best = history.records, history.best
+    assert best is not None  # a finished run has an epoch
+    return {
+        "dataset": {
+            "name": dataset.name,
+            "source": dataset.source,
+            "title": dataset.title,
+            "note": dataset.note,
+            "train_size": len(dataset.train),
+            "validation_size": len(dataset.validation or ()),
+            "test_size": len(dataset.test),
+        },
+        "step": records[-1]["step"],
+        "final_test_accuracy": test.accuracy,
+        "final_test_loss": test.loss,
+        "best_test_accuracy": best["test/accuracy"],
+        "best_epoch": best["epoch"],
+        "num_test_errors": len(test.misclassified),
+        "class_accuracies": {
+            name: float(row[label] / row.sum()) if row.sum() else None
+            for label, (name, row) in enumerate(
+                zip(dataset.class_names, test.confusion, strict=True)
+            )
+        },
+        "confusion_matrix": test.confusion.tolist(),
+        "misclassified": test.misclassified.tolist(),
+        "num_parameters": num_parameters,
+        "devices": [device.device_kind for device in jax.devices()],
+        "compile_seconds": compile_seconds,
+        "train_seconds": sum(record["seconds"] for record in records),
+        "versions": versions(),
+        "config": config.to_dict(),
+    }

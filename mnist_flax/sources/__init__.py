@@ -1,0 +1,44 @@
+"""Where images come from. Each source is a module whose `load` returns a `Loaded`.
+
+A new source is one more module here, and one more branch in `data.load`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Split(NamedTuple):
+    """Images, uint8 `[n, height, width, channels]`, and labels, int32 `[n]` from 0."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def moments(self) -> tuple[float, float]:
+        """Returns mean and standard deviation of the pixels scaled to 0..1, to four decimals."""
+        # bincount takes 8 bytes per pixel, so it gets a thousand images at a time.
+        chunks = np.array_split(self.images, max(len(self) // 1_000, 1))
+        histogram = sum(np.bincount(chunk.ravel(), minlength=256) for chunk in chunks)
+        values = np.arange(256) / 255
+        mean = np.average(values, weights=histogram)
+        std = np.sqrt(np.average((values - mean) ** 2, weights=histogram))
+        return round(float(mean), 4), round(float(std), 4)
+
+
+class Loaded(NamedTuple):
+    """A training split, a test split, and the names of the classes."""
+
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+
+
+class UnreachableError(Exception):
+    """The host of `files`, by name, cannot be reached; the message says why."""
+
+    def __init__(self, message: str, files: tuple[str, ...]):
+        super().__init__(message)
+        self.files = files

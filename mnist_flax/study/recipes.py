@@ -1,0 +1,62 @@
+"""The recipes of a study: the base, and its variants."""
+
+import re
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mnist_flax.cli import fields
+from mnist_flax.errors import UserError
+from mnist_flax.run.configs import flatten
+
+BASE = "base"  # the recipe without overrides
+_VARIANT_NAME = r"[\w,+=-][\w ,+=-]*"  # also that of a folder
+_SHARED = r"(seed$|dataset\.|checkpoint\.|wandb\.|study\.)"  # fields that no variant may change
+
+
+def recipes(config: ConfigDict) -> dict[str, ConfigDict]:
+    """Returns what a study compares, by name: 'base', which is `config`, and its variants.
+
+    Raises:
+      UserError: names the variant, what is wrong with it and what is allowed.
+    """
+    named = {BASE: _without_variants(config)}
+    variants = config.get("study", {}).get("variants", {})
+    if not isinstance(variants, ConfigDict):
+        raise fields.refused(
+            "study.variants", variants, "a name and the fields that differ, for each"
+        )
+    for name, overrides in variants.items():
+        where = f"config.study.variants[{name!r}]"
+        if name == BASE or not re.fullmatch(_VARIANT_NAME, name):
+            raise UserError(
+                f"{where} is not allowed; allowed: other names than {BASE!r}, of letters, digits, "
+                "spaces and ,+=-_"
+            )
+        if not isinstance(overrides, ConfigDict) or not len(overrides):
+            raise UserError(f"{where} is not allowed; allowed: the fields that differ, in groups")
+        try:
+            named[name] = _overridden(named[BASE], flatten(overrides))
+            fields.check(named[name])
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+    return named
+
+
+def _without_variants(config: ConfigDict) -> ConfigDict:
+    copy = config.copy_and_resolve_references()
+    with copy.unlocked():
+        copy.study.variants = ConfigDict()
+    return copy
+
+
+def _overridden(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:
+    copy = config.copy_and_resolve_references()
+    for name, value in values.items():
+        if name not in fields.FIELDS:
+            raise fields.unknown(name)
+        if re.match(_SHARED, name):
+            raise fields.refused(name, value, "the same in all variants")
+        with copy.ignore_type():
+            copy.update_from_flattened_dict({name: value})
+    return copy

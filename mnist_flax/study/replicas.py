@@ -1,0 +1,177 @@
+"""Replicas: runs that differ only in their seed, trained together as one program."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from mnist_flax import data
+from mnist_flax.errors import UserError
+from mnist_flax.evaluate import Evaluation, evaluate
+from mnist_flax.runtime import compilation, devices
+from mnist_flax.step import StepMetrics, TrainState
+from mnist_flax.trainer import Trainer
+
+_AXIS = "replica"
+_MEMORY_SHARE = 0.9  # of a device's free memory, for the largest program
+
+
+class Replicas(Trainer):
+    """Trains several seeds of a recipe together.
+
+    States, orders, metrics and logits have a leading axis, `[replicas, ...]`, which is spread over
+    as many devices as divide it; the others repeat the work. Each replica is the run of its seed.
+
+    Args:
+      config: of the recipe.
+      dataset: what to train and to evaluate on.
+      num_replicas: how many are trained together.
+      placed: the data on the devices.
+    """
+
+    def __init__(
+        self, config: ConfigDict, dataset: data.Dataset, num_replicas: int, placed: devices.Placed
+    ):
+        super().__init__(config, dataset, placed)
+        self.num_replicas = num_replicas
+
+    def create_states(self, seeds: Sequence[int]) -> TrainState:
+        """Returns the replicas' states before the first step."""
+        return self._creator(np.uint32(seeds))
+
+    def evaluate_each(self, state: TrainState, split: str) -> list[Evaluation]:
+        """Returns the replicas' results on a split; none if there is no such split."""
+        if split not in self._dataset.evaluated:
+            return []
+        labels = self._dataset.evaluated[split].labels
+        return [evaluate(logits, labels) for logits in self.predict(state, split)]
+
+    def records(
+        self,
+        epoch: int,
+        metrics: StepMetrics,
+        results: dict[str, list[Evaluation]],
+        seconds: float,
+    ) -> list[dict[str, float]]:
+        """Returns each replica's record of an epoch, with an equal share of the seconds."""
+        return [
+            self.record(
+                epoch,
+                StepMetrics(*(values[:, index] for values in metrics)),
+                {split: of_split[index] for split, of_split in results.items() if of_split},
+                seconds / self.num_replicas,
+            )
+            for index in range(self.num_replicas)
+        ]
+
+    def memory(self) -> int:
+        """Waits for all programs; returns the bytes of a device's memory the largest one needs."""
+        return max(program.memory() for program in (*self._steps.values(), self._predictor))
+
+    @property
+    def _seed_like(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((self.num_replicas,), np.uint32)
+
+    def _lower(
+        self, function: Callable, *args: Any, own: int = 1, batch_size: int = 1, **options: Any
+    ) -> jax.stages.Lowered:
+        """Lowers a function of one run for all replicas; `own` of its arguments have their axis."""
+        del batch_size  # each batch stays on the devices of its replica
+        groups = math.gcd(self.num_replicas, jax.device_count())
+        mesh = Mesh(np.array(jax.devices()).reshape(groups, -1), (_AXIS, "copy"))
+        has_axis = [index < own for index in range(len(args))]
+        specs = [PartitionSpec(_AXIS) if has else PartitionSpec() for has in has_axis]
+        several = self.num_replicas > groups
+        mapped = jax.shard_map(
+            _vectorize(function, has_axis) if several else _on_one(function, has_axis),
+            mesh=mesh,
+            in_specs=tuple(specs),
+            out_specs=PartitionSpec(_AXIS),
+            check_vma=False,
+        )
+        return jax.jit(
+            mapped,
+            in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs),
+            out_shardings=NamedSharding(mesh, PartitionSpec(_AXIS)),
+            compiler_options=compilation.compiler_options(),
+            **options,
+        ).lower(*map(devices.shapes, args))
+
+
+class Pool:
+    """The compiled programs of a study: one `Replicas` per recipe and number of replicas.
+
+    Args:
+      recipes: by name.
+      dataset: of the study; one copy of it lies on the devices.
+      line: prints a line.
+    """
+
+    def __init__(
+        self, recipes: dict[str, ConfigDict], dataset: data.Dataset, line: Callable[[str], None]
+    ):
+        self._recipes = recipes
+        self._dataset = dataset
+        self._line = line
+        self._placed: devices.Placed | None = None
+        self._compiled: dict[tuple[str, int], Replicas] = {}
+        self._most: dict[str, int] = {}  # replicas of a recipe that fit in memory
+
+    def get(self, name: str, number: int) -> Replicas:
+        """Returns a trainer for as many of `number` replicas as fit in memory.
+
+        Raises:
+          UserError: not even one fits.
+        """
+        number = min(number, self._most.get(name, number))
+        while (name, number) not in self._compiled:
+            room = _MEMORY_SHARE * devices.free_memory()
+            replicas = self._compile(name, number)
+            # Where compiling fails for lack of memory, half as many may fit.
+            needed = 2 * room if replicas is None else replicas.memory()
+            if replicas is not None and (needed <= room or number == 1):
+                self._compiled[name, number] = replicas
+            elif number == 1:
+                raise UserError(
+                    f"{name}: it does not fit in the memory of this device; allowed: a smaller "
+                    "config.batch_size or narrower config.model.channels"
+                )
+            else:
+                del replicas  # and the memory that it holds
+                number = self._most[name] = max(1, min(number - 1, int(number * room / needed)))
+                self._line(f"{name}: {number} replicas at a time fit in memory")
+        return self._compiled[name, number]
+
+    def _compile(self, name: str, number: int) -> Replicas | None:
+        """Returns compiled replicas; None if there is not enough memory to compile them."""
+        self._placed = self._placed or Trainer.place(self._dataset)
+        replicas = Replicas(self._recipes[name], self._dataset, number, self._placed)
+        try:
+            replicas.compile()
+            replicas.memory()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                return None
+            raise
+        return replicas
+
+
+def _vectorize(function: Callable[..., Any], has_axis: Sequence[bool]) -> Callable[..., Any]:
+    return jax.vmap(function, in_axes=[0 if has else None for has in has_axis])
+
+
+def _on_one(function: Callable[..., Any], has_axis: Sequence[bool]) -> Callable[..., Any]:
+    """Does the same over an axis of one: with `jax.vmap`, a CPU's convolutions are slower."""
+
+    def on_one(*args: Any) -> Any:
+        own = (
+            jax.tree.map(lambda leaf: leaf[0], arg) if has else arg
+            for arg, has in zip(args, has_axis, strict=True)
+        )
+        return jax.tree.map(lambda leaf: leaf[None], function(*own))
+
+    return on_one

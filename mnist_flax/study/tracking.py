@@ -1,0 +1,90 @@
+"""A study in Weights & Biases: a group, and a run for each finished replica."""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from mnist_flax.report.tracking import Tracker, give_up
+from mnist_flax.runtime.background import Background, lower_priority
+from mnist_flax.study.store import Replica, ReplicaStore
+
+_SIGNAL_SECONDS = 1  # between looks for signals while W&B is waited for
+_ABORT_SECONDS = 5  # for W&B, when a study is aborted
+
+
+class StudyTracking:
+    """Sends finished replicas to W&B in the background; the first failure ends that.
+
+    Args:
+      folder: of the study.
+      store: notes which replicas W&B has.
+      config_of: returns the configuration of a replica's run.
+      is_sample: whether the data are the sample.
+      line: prints a line.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        store: ReplicaStore,
+        config_of: Callable[[str, int], ConfigDict],
+        is_sample: bool,
+        line: Callable[[str], None],
+    ):
+        self._folder = folder
+        self._store = store
+        self._config_of = config_of
+        self._tags = ["sample"] if is_sample else []
+        self._line = line
+        self._track = True
+        self._is_offline = False
+        self._background = Background("W&B stopped", line)
+        self._background.submit(lower_priority)
+
+    def send(self, replica: Replica) -> None:
+        """Gives a replica to W&B, unless it has it."""
+        self._background.submit(self._send, replica)
+
+    def finish(self, check: Callable[[], None]) -> None:
+        """Waits for W&B; `check` is called every second and may raise."""
+        if not self._background.close(_SIGNAL_SECONDS):
+            self._line("Waiting for W&B")
+        while not self._background.close(_SIGNAL_SECONDS):
+            check()
+        if self._is_offline:
+            command = f"wandb sync {self._folder}/wandb/offline-*"
+            self._line(f"W&B runs kept offline; upload them: {command}")
+
+    def abort(self) -> None:
+        """Gives up what W&B does not have within a few seconds."""
+        self._track = False
+        if not self._background.close(_ABORT_SECONDS):
+            give_up()
+
+    def _send(self, replica: Replica) -> None:
+        config = self._config_of(replica.variant, replica.seed)
+        is_wanted = self._track and config.wandb.mode != "disabled"
+        if not is_wanted or self._store.is_tracked(replica):
+            return
+        tracker = Tracker(
+            config,
+            self._folder,
+            replica.run_id,
+            name=f"{replica.variant}-seed{replica.seed}",
+            extra_config={"variant": replica.variant, "data": replica.data},
+            extra_tags=self._tags,
+            say=self._line,
+        )
+        for record in replica.records:
+            tracker.log(record["step"], {k: v for k, v in record.items() if v is not None})
+        results = {
+            f"{split}_{key}": value
+            for split, of_split in replica.results.items()
+            for key, value in of_split.items()
+            if value is not None
+        }
+        if tracker.finish(results | {"train_seconds": replica.train_seconds}):
+            self._store.set_tracked(replica)
+            self._is_offline |= bool(tracker.offline_folder)
+        else:
+            self._track = False  # it would fail, and wait, for each of the others too
