@@ -1,6 +1,7 @@
-"""The words follow the numbers: of replicas that nobody trained, so that all is known."""
+"""Findings about made-up replicas, so that all numbers are known."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -14,8 +15,7 @@ from tests.test_replica import create
 
 SEEDS = range(5)
 LABELS = np.arange(1_000, dtype=np.int32) % 10
-# Test errors of 1,000, a seed each. Differences to the base: 20, 21, 19, 20, 22; -5, 5, 0, 1, -2;
-# -9, -10, -11, -10, -9.
+# Test errors of 1,000, one number per seed.
 ERRORS = {
     "base": [100, 104, 96, 101, 99],
     "worse": [120, 125, 115, 121, 121],
@@ -64,36 +64,88 @@ def test_the_best_is_at_the_top(study):
     assert positions == sorted(positions)
 
 
-def test_words_say_what_the_numbers_do(study):
+def test_words_follow_the_numbers(study):
     words, text, _ = study(replicas_of(ERRORS))
     by_name = {line.partition(":")[0]: line for line in words}
     assert by_name["base"] == "base: 90.000 % test accuracy (n = 5)"
-    # 20.4 more errors of 1,000 in mean; standard error 0.5099, so t = 40.0.
-    assert by_name["worse"].startswith("worse: worse than the base (n = 5): -2.040 points (")
-    assert by_name["worse"].endswith("p < 0.001")
-    # Mean -0.2, standard error 1.655: t = -0.12, p = 0.91, three times that is over 1.
-    assert by_name["as good"].startswith("as good: no difference found (n = 5): +0.020 points (")
-    assert by_name["as good"].endswith("p = 1.000")
-    assert by_name["better"].startswith("better: better than the base (n = 5): +0.980 points (")
+    # Geometric means of errors + 0.5: 100.466, 120.857, 100.169 and 90.652.
+    assert by_name["worse"].startswith(
+        "worse: worse than the base (n = 5): 1.20 times the base's errors (1.14 to 1.27), "
+        "-2.039 points, p < 0.001"
+    )
+    assert "found four times" not in by_name["worse"]
+    assert by_name["as good"] == (
+        "as good: no difference found (n = 5): 1.00 times the base's errors (0.91 to 1.09), "
+        "+0.030 points, p = 0.999; a difference of 13 errors or more would have been found four "
+        "times in five"
+    )
+    assert by_name["better"].startswith("better: better than the base (n = 5): 0.90 times the ")
+    assert by_name["better"].endswith(", +0.981 points, p = 0.004")
     for line in words:
         assert f"- {line}\n" in text
 
 
 def test_the_table_by_hand(study):
-    _, text, _ = study(replicas_of(ERRORS, seconds=2.5))
+    _, text, content = study(replicas_of(ERRORS, seconds=2.5))
     # Of 100, 104, 96, 101, 99: standard deviation 2.9155, its error 1.3038, times 2.7764.
     assert cells(text, "base") == [
         *("base", "5", "90.000", "90.000 ± 0.362", "100.0 ± 3.6", "", "", "2.5", "1")
     ]
-    # Differences of 20.4 with error 0.5099, times t(1 - 0.05 / 6, 4) = 3.9608: 18.380 to 22.420.
-    assert cells(text, "worse")[5:7] == ["-2.040 (-2.242 to -1.838)", "< 0.001"]
+    # Ratio 1.20297 of geometric means, 1.13674 to 1.27305, and 10.0466 points of errors.
+    assert cells(text, "worse")[5:7] == ["-2.039 (-2.743 to -1.374)", "< 0.001"]
+    result = content["recipes"][-1]["comparison_with_base"]
+    gains = [10.04661 * (1 - result[name]) for name in ("ratio", "high", "low")]
+    assert gains == pytest.approx([-2.039, -2.743, -1.374], abs=5e-4)
+    assert content["num_comparisons"] == 3
+    assert content["recipes"][2]["comparison_with_base"] is None
 
 
-def test_the_text_says_how_it_was_done(study):
+def test_interval_excludes_zero_exactly_where_a_difference_is_found(study):
+    words, text, _ = study(replicas_of(ERRORS))
+    for line in words[:2] + words[3:]:
+        name = line.partition(":")[0]
+        low, high = map(float, re.search(r"\((.+) to (.+)\)", cells(text, name)[5]).groups())
+        assert (low > 0 or high < 0) == ("than the base" in line)
+
+
+def test_the_original_layer_norm_is_worse(study):
+    """Of four replicas each, layer norm made 2.9 times the errors: obvious, so it is found."""
+    errors = {"base": [48, 94, 49, 46], "layer norm": [177, 116, 170, 199]}
+    errors |= {"max pooling": [60, 55, 70, 48], "no augmentation": [52, 60, 41, 77]}
+    words, _, _ = study(replicas_of(errors), names_of_recipes=tuple(errors))
+    (line,) = [line for line in words if line.startswith("layer norm")]
+    assert line.startswith("layer norm: worse than the base (n = 4): 2.86 times the base's errors")
+
+
+def test_no_difference_is_never_claimed_where_results_do_not_overlap(study):
+    """Errors 130, 90, 160 and 350, 170, 220: too few and too scattered for p < 0.05."""
+    errors = {"base": [130, 90, 160], "worse": [350, 170, 220]}
+    words, _, content = study(replicas_of(errors))
+    (line,) = [line for line in words if line.startswith("worse")]
+    assert content["recipes"][1]["comparison_with_base"]["p"] > 0.05
+    assert line.startswith(
+        "worse: undecided, although every replica is worse than any of the base (n = 3): 1.91 times"
+    )
+    assert re.search(r"; a difference of \d+ errors or more would have been found", line)
+
+
+def test_too_few_replicas_say_so(study):
+    words, text, _ = study(replicas_of({"base": [10, 400], "worse": [700, 20]}))
+    (line,) = [line for line in words if line.startswith("worse")]
+    assert line.startswith("worse: no difference found (n = 2): ")
+    assert line.endswith("; so few replicas could not have shown any difference reliably")
+    # Accuracy cannot fall below 0, whatever the interval of the ratio.
+    low = float(re.search(r"\((.+) to", cells(text, "worse")[5])[1])
+    assert low == pytest.approx(-100 + 100 * (10.5 * 400.5) ** 0.5 / 1_000, abs=1e-3)
+
+
+def test_the_text_describes_the_method(study):
     _, text, _ = study(replicas_of(ERRORS))
     assert "1,000 training images were set aside for decisions" in text
-    assert "read the test set once" in text and "paired t-test" in text
-    assert "Bonferroni's correction for 3 comparisons" in text
+    assert "read the test set once" in text
+    assert "Dunnett's test (1955)" in text and "on the logarithms" in text
+    assert "hold for all 3 comparisons together" in text and "the chance of" in text
+    assert "seed are not paired" in text
     assert "fixed beforehand" in text and "replicas are finished" not in text
     _, text, _ = study(replicas_of(ERRORS), validation=None)
     assert "No images were set aside" in text and "validation accuracy" not in text
@@ -101,19 +153,32 @@ def test_the_text_says_how_it_was_done(study):
 
 def test_a_part_of_a_study_says_so(study):
     some = replicas_of(ERRORS)[:7]  # the base and two seeds of the second
-    _, text, content = study(some)
+    words, text, content = study(some)
     assert "**7 of 20 replicas are finished.**" in text
     assert len(content["recipes"]) == 2
     assert cells(text, "worse")[1] == "2"
+    assert "those of an unfinished study are provisional" in text
+    (line,) = [line for line in words if line.startswith("worse")]
+    assert line.startswith("worse: worse than the base (n = 2, base 5): 1.2")
 
 
-def test_one_seed_is_not_tested(study):
+def test_without_the_base_nothing_is_compared(study):
+    words, text, content = study(replicas_of({"worse": [120, 125], "better": [91, 94]}))
+    assert words[0] == "better: 90.750 % test accuracy (n = 2)"
+    assert content["num_comparisons"] == 0 and "Dunnett" not in text
+
+
+def test_one_seed_or_no_spread_is_not_tested(study):
     words, text, _ = study([create("base", 0, 100), create("worse", 0, 120)])
     assert "worse: not tested (one seed): -2.000 points" in words
     assert cells(text, "worse")[3:7] == ["88.000", "120.0", "-2.000", "not tested"]
+    assert "Dunnett" not in text
+    words, _, content = study(replicas_of({"base": [100, 100], "worse": [120, 120]}))
+    assert "worse: not tested (no spread): -2.000 points" in words
+    assert content["recipes"][1]["comparison_with_base"]["p"] is None
 
 
-def test_replicas_that_diverged_are_said(study):
+def test_diverged_replicas_are_reported(study):
     broken = replicas_of({"worse": [900, 900]}, loss=None)
     words, _, content = study(replicas_of({"base": ERRORS["base"]}) + broken)
     assert any(line.startswith("worse") and line.endswith("; 2 diverged") for line in words)
@@ -125,7 +190,7 @@ def test_a_recipe_alone_needs_no_comparison(study):
         replicas_of({"base": ERRORS["base"]}), names_of_recipes=("base",), validation=None
     )
     assert words == ["base: 90.000 % test accuracy (n = 5)"]
-    assert "t-test" not in text
+    assert "Welch" not in text and "paired" not in text
 
 
 def test_pictures_are_drawn(study):
@@ -157,5 +222,5 @@ def test_ensembles_of_the_replicas(study):
     assert set(drawn[0]["num_errors"]) == {10}
     assert set(drawn[1]["num_errors"]) == set(drawn[2]["num_errors"]) == {0}
     assert "| 3 | 10, all | 100.000 | 100.00 to 100.00 |" in text
-    assert "base: ensembles of 3: 0.0 test errors in mean" in words
+    assert "base: ensembles of 3: 0.0 test errors on average" in words
     assert (study.path / "figures" / "ensemble.png").stat().st_size > 10_000

@@ -1,9 +1,8 @@
-"""What a study found: study.json, study.md and its pictures, whose words follow the numbers."""
+"""What a study found: study.json, study.md and its figures."""
 
 import datetime
-import importlib.metadata
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,50 +15,24 @@ from mnist_flax.runtime.background import Background
 from mnist_flax.runtime.files import write_whole
 from mnist_flax.streams import Stream
 from mnist_flax.study import ensemble as ensembles
-from mnist_flax.study.comparison import Difference, Interval, mean_interval, paired_difference
+from mnist_flax.study.comparison import compare, mean_interval
+from mnist_flax.study.findings_text import FindingsText, Row, spread, words_of_ensemble
 from mnist_flax.study.recipes import BASE
-from mnist_flax.study.store import Replica, ReplicaStore
+from mnist_flax.study.store import Replica, ReplicaStore, finite
 
-_QUANTILES = (0.025, 0.975)  # of ensembles
-
-
-class Row(NamedTuple):
-    """A recipe of a study.
-
-    Attributes:
-      name: of the variant.
-      replicas: those finished.
-      errors: of the test set, over the seeds.
-      difference: in test errors, to the base with the same seeds; None of the base itself.
-    """
-
-    name: str
-    replicas: list[Replica]
-    errors: Interval
-    difference: Difference | None
-
-    @property
-    def verdict(self) -> int:
-        """1 if it is found to be better than the base, -1 if worse, else 0."""
-        if self.difference is None or not self.difference.is_found:
-            return 0
-        return 1 if self.difference.mean < 0 else -1
-
-    @property
-    def num_diverged(self) -> int:
-        """Replicas whose loss is no longer a number."""
-        return sum(not replica.is_finite for replica in self.replicas)
+_REPLICA_FIELDS = ["seed", "run_id", "results", "records", "train_seconds", "compile_seconds"]
+_REPLICA_FIELDS += ["num_together", "device", "versions"]
 
 
 class Findings:
-    """Writes what the finished replicas say.
+    """Writes what the finished replicas of a study show.
 
     Args:
       config: the whole configuration.
-      dataset: of the study.
-      names: of its recipes.
-      folder: the study's.
-      store: of the replicas.
+      dataset: data of the study.
+      names: its recipes.
+      folder: where to write.
+      store: probabilities of the replicas.
       ensemble: whether to average networks too.
     """
 
@@ -78,62 +51,69 @@ class Findings:
         self._folder = folder
         self._store = store
         self._ensemble = ensemble
+        self._text = FindingsText(
+            folder.path.name,
+            dataset,
+            len(names) * config.study.num_seeds,
+            config.study.num_final_epochs,
+        )
 
     def write(
         self, replicas: Sequence[Replica], say: Callable[[str], None], is_last: bool = True
     ) -> list[str]:
-        """Writes study.json, study.md and the pictures.
+        """Writes study.json, study.md and the figures.
 
         Args:
-          replicas: those that are finished.
-          say: prints a line, if the pictures cannot be drawn.
-          is_last: False leaves ensembles out.
+          replicas: the finished ones.
+          say: prints a line if the figures cannot be drawn.
+          is_last: whether the study is over; ensembles are left out before.
 
         Returns:
-          The findings in words, a line each.
+          The findings in words, one per line.
         """
         rows = self._rows(replicas)
         if not rows:
             return []
         ensemble = self._ensemble and is_last
         draws = {row.name: self._ensembles_of(row) for row in rows} if ensemble else {}
-        words = [self._words(row) for row in rows]
-        words += [_words_of_ensemble(name, of_row[-1]) for name, of_row in draws.items() if of_row]
+        words = [self._text.words(row) for row in rows]
+        words += [words_of_ensemble(name, of_row[-1]) for name, of_row in draws.items() if of_row]
         now = datetime.datetime.now().astimezone()
         self._folder.write_json("study.json", self._content(rows, draws, now))
-        self._folder.write("study.md", self._text(rows, draws, words, now))
+        self._folder.write("study.md", self._text.document(rows, draws, words, now))
         drawing = Background("drawing failed", say)
         drawing.submit(self._draw_figures, rows, draws)
         drawing.close()
         return words
 
     def _rows(self, replicas: Sequence[Replica]) -> list[Row]:
-        """The recipes that have finished replicas, the best at the top."""
+        """Returns the recipes that have finished replicas, sorted by mean test errors."""
         ordered = sorted(replicas, key=lambda replica: replica.seed)
-        by_name = {
-            name: {replica.seed: replica for replica in ordered if replica.variant == name}
+        of_recipe = {
+            name: [replica for replica in ordered if replica.variant == name]
             for name in self._names
         }
-        base = by_name[BASE]
-        rows = []
-        for name, of_variant in by_name.items():
-            if not of_variant:
-                continue
-            difference = None
-            shared = [seed for seed in of_variant if seed in base]
-            if name != BASE and shared:
-                difference = paired_difference(
-                    [_errors(of_variant[seed]) for seed in shared],
-                    [_errors(base[seed]) for seed in shared],
-                    len(self._names) - 1,
-                )
-            of_variant = list(of_variant.values())
-            errors = mean_interval([_errors(replica) for replica in of_variant])
-            rows.append(Row(name, of_variant, errors, difference))
+        errors = {
+            name: [_errors(replica) for replica in finished]
+            for name, finished in of_recipe.items()
+            if finished
+        }
+        comparisons = {}
+        if BASE in errors:
+            variants = [name for name in errors if name != BASE]
+            results = compare(errors[BASE], [errors[name] for name in variants])
+            comparisons = dict(zip(variants, results, strict=True))
+        rows = [
+            Row(name, of_recipe[name], mean_interval(of_name), comparisons.get(name))
+            for name, of_name in errors.items()
+        ]
         return sorted(rows, key=lambda row: row.errors.mean)
 
     def _ensembles_of(self, row: Row) -> list[ensembles.Draws]:
-        """Ensembles of a recipe's replicas, up to the size asked for, which comes last."""
+        """Returns ensembles of a recipe's replicas, by size up to the one asked for.
+
+        There are none while the recipe has fewer replicas than that.
+        """
         asked = self._config.study.ensemble_size
         if len(row.replicas) < asked:
             return []
@@ -145,246 +125,76 @@ class Findings:
             for size in ensembles.sizes(asked)
         ]
 
-    def _points(self, errors: float) -> float:
-        """Test errors as percentage points of accuracy."""
-        return 100 * errors / len(self._dataset.test)
-
-    def _accuracy(self, errors: float) -> float:
-        return 100 - self._points(errors)
-
-    def _words(self, row: Row) -> str:
-        """What a row says, and no more."""
-        diverged = f"; {row.num_diverged} diverged" if row.num_diverged else ""
-        if row.difference is None:
-            return (
-                f"{row.name}: {self._accuracy(row.errors.mean):.3f} % test accuracy "
-                f"(n = {row.errors.n}){diverged}"
-            )
-        mean, low, high, p, n = row.difference
-        if p is None:
-            same = "the same for every seed" if n > 1 else "one seed"
-            return f"{row.name}: not tested ({same}): {-self._points(mean):+.3f} points{diverged}"
-        interval = f"{-self._points(high):+.3f} to {-self._points(low):+.3f}"
-        numbers = f"{-self._points(mean):+.3f} points ({interval}), {_p_is(p)}"
-        if not row.verdict:
-            return f"{row.name}: no difference found (n = {n}): {numbers}{diverged}"
-        verdict = "better" if row.verdict > 0 else "worse"
-        return f"{row.name}: {verdict} than the base (n = {n}): {numbers}{diverged}"
-
-    def _text(
-        self,
-        rows: Sequence[Row],
-        draws: dict[str, list[ensembles.Draws]],
-        words: Sequence[str],
-        now: datetime.datetime,
-    ) -> str:
-        replicas = [replica for row in rows for replica in row.replicas]
-        finished, wanted = len(replicas), len(self._names) * self._config.study.num_seeds
-        epochs = " or ".join(
-            _count(number, "epoch") for number in sorted({r.config["num_epochs"] for r in replicas})
-        )
-        part = "" if finished == wanted else f" **{finished} of {wanted} replicas are finished.**"
-        devices = " or ".join(sorted({replica.device for replica in replicas}))
-        versions = ", ".join(
-            f"{name} {' or '.join(sorted({r.versions.get(name, '?') for r in replicas}))}"
-            for name in ("python", "jax", "flax", "optax", "numpy")
-        )
-        versions = f"{versions}, scipy {importlib.metadata.version('scipy')}"
-        sizes = f"{len(self._dataset.train):,} training images"
-        lines = [
-            f"# {self._folder.path.name}",
-            "",
-            f"{self._dataset.title}, {sizes}, {epochs}. "
-            f"{devices}; {versions}; {now:%Y-%m-%d}.{part}",
-            "",
-            *self._table(rows),
-            "",
-            *(f"- {note}" for note in self._notes(rows)),
-            "",
-            "## In words",
-            "",
-            *(f"- {line}" for line in words),
-            "",
-            "![Test accuracy by recipe](figures/study.png)",
-        ]
-        for name, of_row in draws.items():
-            if of_row:
-                lines += ["", *self._ensemble_table(name, of_row)]
-        if any(draws.values()):
-            lines += ["", "![Test accuracy by the number of networks](figures/ensemble.png)"]
-        return "\n".join(lines) + "\n"
-
-    def _table(self, rows: Sequence[Row]) -> list[str]:
-        has_validation = self._dataset.validation is not None
-        columns = ["recipe", "n", *(["validation accuracy, %"] if has_validation else [])]
-        columns += ["test accuracy, %", "test errors", "difference to the base, points", "p"]
-        columns += ["training, s", "compiling, s"]
-        lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
-        for row in rows:
-            errors = row.errors
-            margin = "" if errors.low is None else f" ± {errors.high - errors.mean:.1f}"
-            points = "" if errors.low is None else (
-                f" ± {self._points(errors.high - errors.mean):.3f}"
-            )  # fmt: skip
-            cells = [row.name, str(errors.n)]
-            if has_validation:
-                mean = np.mean([replica.accuracy("validation") for replica in row.replicas])
-                cells.append(f"{100 * mean:.3f}")
-            cells += [
-                f"{self._accuracy(errors.mean):.3f}{points}",
-                f"{errors.mean:.1f}{margin}",
-                *self._difference_cells(row.difference),
-                f"{np.mean([replica.train_seconds for replica in row.replicas]):.3g}",
-                f"{max(replica.compile_seconds for replica in row.replicas):.3g}",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-        return lines
-
-    def _difference_cells(self, difference: Difference | None) -> list[str]:
-        if difference is None:
-            return ["", ""]
-        mean = f"{-self._points(difference.mean):+.3f}"
-        if difference.p is None:
-            return [mean, "not tested"]
-        low, high = -self._points(difference.high), -self._points(difference.low)
-        return [f"{mean} ({low:+.3f} to {high:+.3f})", _p(difference.p)]
-
-    def _notes(self, rows: Sequence[Row]) -> list[str]:
-        num_comparisons = len(self._names) - 1
-        validation = self._dataset.validation
-        aside = (
-            f"{len(validation):,} training images were set aside for decisions"
-            if validation is not None
-            else "No images were set aside (config.dataset.validation_size=0)"
-        )
-        notes = [
-            f"{aside}. Each replica read the test set {self._when_read()}, for this report, whose "
-            "rows it orders.",
-            "± and brackets are 95 % confidence intervals, of the mean by Student's t.",
-        ]
-        if num_comparisons:
-            notes.append(
-                "Differences are between replicas of the same seed; intervals and p are the paired "
-                f"t-test's (scipy.stats.ttest_rel) on the test errors, with Bonferroni's "
-                f"correction for {num_comparisons} comparisons. They hold for numbers of seeds and "
-                "variants that were fixed beforehand."
-            )
-        together = sorted({replica.num_together for row in rows for replica in row.replicas})
-        notes.append(
-            "Training: seconds a replica, without compiling and evaluation; "
-            f"{' or '.join(map(str, together))} trained together. Compiling: of the recipe's "
-            "program, the longest."
-        )
-        if validation is not None and len(rows) > 1:
-            best = max(
-                rows, key=lambda row: np.mean([r.accuracy("validation") for r in row.replicas])
-            )
-            notes.append(f"Best on the images set aside: {best.name}.")
-        return notes
-
-    def _when_read(self) -> str:
-        number = self._config.study.num_final_epochs
-        if number == 1:
-            return "once, after its last epoch"
-        return f"after each of its last {number} epochs; its result is their mean"
-
-    def _ensemble_table(self, name: str, draws: Sequence[ensembles.Draws]) -> list[str]:
-        lines = [
-            f"## Ensembles of {name}",
-            "",
-            "Probabilities averaged over networks drawn from the replicas, without replacement; "
-            "ensembles may share networks, so that the spread is that of the choice among these.",
-            "",
-            "| networks | ensembles | mean test accuracy, % | 2.5 % to 97.5 % of them |",
-            "|---:|---:|---:|---:|",
-        ]
-        for of_size in draws:
-            mean, low, high = _spread(of_size.num_errors)
-            drawn = f"{len(of_size.num_errors):,}{', all' if of_size.is_all else ''}"
-            lines.append(
-                f"| {of_size.size} | {drawn} | {self._accuracy(mean):.3f} | "
-                f"{self._accuracy(high):.2f} to {self._accuracy(low):.2f} |"
-            )
-        return lines
-
     def _content(
-        self,
-        rows: Sequence[Row],
-        draws: dict[str, list[ensembles.Draws]],
-        now: datetime.datetime,
+        self, rows: Sequence[Row], draws: dict[str, list[ensembles.Draws]], now: datetime.datetime
     ) -> dict[str, Any]:
-        """Every number, for programs."""
-        variants = flatten(self._config.study.variants)
-        return {
+        """Returns every number of the study, for programs."""
+        comparisons = [row.comparison for row in rows if row.comparison is not None]
+        content = {
             "date": now.isoformat(timespec="seconds"),
             "data": self._dataset.title,
             "num_train": len(self._dataset.train),
             "num_validation": len(self._dataset.validation or ()),
             "num_test": len(self._dataset.test),
-            "test": "scipy.stats.ttest_rel on test errors, paired by seed",
-            "correction": f"Bonferroni, {len(self._names) - 1} comparisons",
+            "test": "Welch's t of log(test errors + 0.5), unpaired",
+            "correction": "distribution of the largest |t| of all variants (parametric bootstrap)",
+            "num_comparisons": sum(comparison.p is not None for comparison in comparisons),
             "config": self._config.to_dict(),
-            "recipes": [
+            "recipes": [self._recipe(row, draws.get(row.name, [])) for row in rows],
+        }
+        return finite(content)
+
+    def _recipe(self, row: Row, draws: Sequence[ensembles.Draws]) -> dict[str, Any]:
+        prefix = f"{row.name}."
+        return {
+            "name": row.name,
+            "overrides": {
+                field.removeprefix(prefix): value
+                for field, value in flatten(self._config.study.variants).items()
+                if field.startswith(prefix)
+            },
+            "test_errors": row.errors._asdict(),
+            "comparison_with_base": row.comparison and row.comparison._asdict(),
+            "num_diverged": row.num_diverged,
+            "ensembles": [
                 {
-                    "name": row.name,
-                    "overrides": {
-                        field.removeprefix(f"{row.name}."): value
-                        for field, value in variants.items()
-                        if field.startswith(f"{row.name}.")
-                    },
-                    "test_errors": row.errors._asdict(),
-                    "difference_in_test_errors": row.difference and row.difference._asdict(),
-                    "num_diverged": row.num_diverged,
-                    "ensembles": [
-                        {
-                            "size": of_size.size,
-                            "is_all": of_size.is_all,
-                            "num_errors": of_size.num_errors.tolist(),
-                        }
-                        for of_size in draws.get(row.name, [])
-                    ],
-                    "replicas": [
-                        {
-                            "seed": replica.seed,
-                            "run_id": replica.run_id,
-                            "results": replica.results,
-                            "records": replica.records,
-                            "train_seconds": replica.train_seconds,
-                            "compile_seconds": replica.compile_seconds,
-                            "num_together": replica.num_together,
-                            "device": replica.device,
-                            "versions": replica.versions,
-                        }
-                        for replica in row.replicas
-                    ],
+                    "size": of_size.size,
+                    "is_all": of_size.is_all,
+                    "num_errors": of_size.num_errors.tolist(),
                 }
-                for row in rows
+                for of_size in draws
+            ],
+            "replicas": [
+                {name: getattr(replica, name) for name in _REPLICA_FIELDS}
+                for replica in row.replicas
             ],
         }
 
     def _draw_figures(self, rows: Sequence[Row], draws: dict[str, list[ensembles.Draws]]) -> None:
-        from mnist_flax.report import figures
-        from mnist_flax.study import figures as study_figures  # which import matplotlib
+        # Imported here because matplotlib takes a second.
+        from mnist_flax.report.figures import to_png
+        from mnist_flax.study import figures as study_figures
 
+        accuracy = self._text.accuracy
         bars = [
             study_figures.Bar(
                 name=row.name,
-                points=[self._accuracy(_errors(replica)) for replica in row.replicas],
-                mean=self._accuracy(row.errors.mean),
+                points=[accuracy(_errors(replica)) for replica in row.replicas],
+                mean=accuracy(row.errors.mean),
                 interval=None
                 if row.errors.low is None
-                else (self._accuracy(row.errors.high), self._accuracy(row.errors.low)),
-                note=self._note(row),
+                else (accuracy(row.errors.high), accuracy(row.errors.low)),
+                note="the base" if row.name == BASE else self._text.note(row),
                 change=row.verdict,
                 is_base=row.name == BASE,
             )
             for row in rows
         ]
         figure = study_figures.study(bars, self._dataset.title)
-        write_whole(self._folder.figures / "study.png", figures.to_png(figure))
+        write_whole(self._folder.figures / "study.png", to_png(figure))
         curves = {
             name: [
-                (of_size.size, *(self._accuracy(e) for e in _spread(of_size.num_errors)))
+                (of_size.size, *(accuracy(errors) for errors in spread(of_size.num_errors)))
                 for of_size in of_row
             ]
             for name, of_row in draws.items()
@@ -392,39 +202,8 @@ class Findings:
         }
         if curves:
             figure = study_figures.ensembles(curves, self._dataset.title)
-            write_whole(self._folder.figures / "ensemble.png", figures.to_png(figure))
-
-    def _note(self, row: Row) -> str:
-        if row.difference is None:
-            return "the base" if row.name == BASE else ""
-        if row.difference.p is None:
-            return "not tested"
-        if not row.verdict:
-            return f"no difference found, {_p_is(row.difference.p)}"
-        return f"{-self._points(row.difference.mean):+.2f} points, {_p_is(row.difference.p)}"
+            write_whole(self._folder.figures / "ensemble.png", to_png(figure))
 
 
 def _errors(replica: Replica) -> float:
     return replica.results["test"]["num_errors"]
-
-
-def _spread(num_errors: np.ndarray) -> tuple[float, float, float]:
-    """Mean, and the quantiles about it, of errors."""
-    low, high = np.quantile(num_errors, _QUANTILES)
-    return float(num_errors.mean()), float(low), float(high)
-
-
-def _words_of_ensemble(name: str, draws: ensembles.Draws) -> str:
-    return f"{name}: ensembles of {draws.size}: {draws.num_errors.mean():.1f} test errors in mean"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _p_is(value: float) -> str:
-    return f"p {_p(value)}" if value < 0.001 else f"p = {_p(value)}"

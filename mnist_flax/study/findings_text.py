@@ -1,0 +1,328 @@
+"""What a study found, as text: sentences, a table and notes on the method, in Markdown."""
+
+import datetime
+import importlib.metadata
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mnist_flax.data import Dataset
+from mnist_flax.study.comparison import Comparison, Interval
+from mnist_flax.study.ensemble import Draws
+from mnist_flax.study.store import Replica
+
+_QUANTILES = (0.025, 0.975)  # of ensembles
+
+
+class Row(NamedTuple):
+    """A recipe of a study.
+
+    Attributes:
+      name: the variant's name.
+      replicas: its finished replicas.
+      errors: mean number of test errors over the replicas.
+      comparison: with the base; None for the base itself, and while the base has no replicas.
+    """
+
+    name: str
+    replicas: list[Replica]
+    errors: Interval
+    comparison: Comparison | None
+
+    @property
+    def verdict(self) -> int:
+        """1 if the recipe was found to be better than the base, -1 if worse, else 0."""
+        if self.comparison is None or not self.comparison.is_found:
+            return 0
+        return 1 if self.comparison.ratio < 1 else -1
+
+    @property
+    def num_diverged(self) -> int:
+        """Number of replicas whose loss is no longer finite."""
+        return sum(not replica.is_finite for replica in self.replicas)
+
+    @property
+    def validation_accuracy(self) -> float:
+        """Mean accuracy on the images set aside, percent."""
+        return 100 * float(np.mean([replica.accuracy("validation") for replica in self.replicas]))
+
+
+class FindingsText:
+    """Puts the findings of a study into text.
+
+    Args:
+      title: heading of the document.
+      dataset: data of the study.
+      num_replicas: number of replicas in the complete study.
+      num_final_epochs: number of epochs over which each replica's results are averaged.
+    """
+
+    def __init__(self, title: str, dataset: Dataset, num_replicas: int, num_final_epochs: int):
+        self._title = title
+        self._dataset = dataset
+        self._num_replicas = num_replicas
+        self._num_final_epochs = num_final_epochs
+
+    def accuracy(self, errors: float) -> float:
+        """Returns the test accuracy, percent, that corresponds to a number of test errors."""
+        return 100 - self._points(errors)
+
+    def words(self, row: Row) -> str:
+        """Returns one sentence that claims what the numbers of `row` show and nothing more."""
+        diverged = f"; {row.num_diverged} diverged" if row.num_diverged else ""
+        comparison = row.comparison
+        if comparison is None:
+            return (
+                f"{row.name}: {self.accuracy(row.errors.mean):.3f} % test accuracy "
+                f"(n = {row.errors.n}){diverged}"
+            )
+        points = f"{self._gain(comparison, comparison.ratio):+.3f} points"
+        if comparison.p is None:
+            reason = "one seed" if min(comparison.n, comparison.n_base) == 1 else "no spread"
+            return f"{row.name}: not tested ({reason}): {points}{diverged}"
+        n = f"n = {comparison.n}"
+        if comparison.n != comparison.n_base:
+            n += f", base {comparison.n_base}"
+        detectable = "" if comparison.is_found else f"; {self._detectable(comparison)}"
+        return (
+            f"{row.name}: {_conclusion(comparison)} ({n}): {_ratio(comparison.ratio)} times the "
+            f"base's errors ({_ratio(comparison.low)} to {_ratio(comparison.high)}), {points}, "
+            f"{_p_is(comparison.p)}{detectable}{diverged}"
+        )
+
+    def note(self, row: Row) -> str:
+        """Returns a few words on `row`, for the figure."""
+        comparison = row.comparison
+        if comparison is None:
+            return ""
+        if comparison.p is None:
+            return "not tested"
+        if comparison.is_found:
+            points = self._gain(comparison, comparison.ratio)
+            return f"{points:+.2f} points, {_p_is(comparison.p)}"
+        conclusion = "undecided" if comparison.is_apart else "no difference found"
+        return f"{conclusion}, {_p_is(comparison.p)}"
+
+    def document(
+        self,
+        rows: Sequence[Row],
+        draws: Mapping[str, Sequence[Draws]],
+        words: Sequence[str],
+        now: datetime.datetime,
+    ) -> str:
+        """Returns the whole document, Markdown.
+
+        Args:
+          rows: recipes, from the top of the table.
+          draws: ensembles by recipe, from the smallest; a recipe may have none.
+          words: the findings, one a line.
+          now: date of the document.
+        """
+        replicas = [replica for row in rows for replica in row.replicas]
+        lines = [
+            f"# {self._title}",
+            "",
+            _origin(self._dataset, replicas, self._num_replicas, now),
+            "",
+            *self._table(rows),
+            "",
+            *(f"- {note}" for note in self._notes(rows)),
+            "",
+            "## In words",
+            "",
+            *(f"- {line}" for line in words),
+            "",
+            "![Test accuracy by recipe](figures/study.png)",
+        ]
+        for name, of_row in draws.items():
+            if of_row:
+                lines += ["", *_ensemble_table(name, of_row, self.accuracy)]
+        if any(draws.values()):
+            lines += ["", "![Test accuracy by the number of networks](figures/ensemble.png)"]
+        return "\n".join(lines) + "\n"
+
+    def _points(self, errors: float) -> float:
+        """Returns test errors as percentage points of accuracy."""
+        return 100 * errors / len(self._dataset.test)
+
+    def _gain(self, comparison: Comparison, ratio: float) -> float:
+        """Returns the gain in accuracy over the base, in points, if the ratio of errors is `ratio`.
+
+        Wide intervals are cut off where every test image is misclassified.
+        """
+        most = len(self._dataset.test) - comparison.base
+        return -self._points(min(comparison.difference(ratio), most))
+
+    def _detectable(self, comparison: Comparison) -> str:
+        if comparison.base + comparison.detectable > len(self._dataset.test):
+            return "so few replicas could not have shown any difference reliably"
+        errors = _count(math.ceil(comparison.detectable), "error")
+        return f"a difference of {errors} or more would have been found four times in five"
+
+    def _table(self, rows: Sequence[Row]) -> list[str]:
+        has_validation = self._dataset.validation is not None
+        columns = ["recipe", "n", *(["validation accuracy, %"] if has_validation else [])]
+        columns += ["test accuracy, %", "test errors", "difference to the base, points", "p"]
+        columns += ["training, s", "compiling, s"]
+        lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
+        for row in rows:
+            errors, margins = row.errors, ("", "")
+            if errors.low is not None:
+                half = errors.high - errors.mean
+                margins = f" ± {self._points(half):.3f}", f" ± {half:.1f}"
+            cells = [
+                row.name,
+                str(errors.n),
+                *([f"{row.validation_accuracy:.3f}"] if has_validation else []),
+                f"{self.accuracy(errors.mean):.3f}{margins[0]}",
+                f"{errors.mean:.1f}{margins[1]}",
+                *self._comparison_cells(row.comparison),
+                f"{np.mean([replica.train_seconds for replica in row.replicas]):.3g}",
+                f"{max(replica.compile_seconds for replica in row.replicas):.3g}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        return lines
+
+    def _comparison_cells(self, comparison: Comparison | None) -> list[str]:
+        if comparison is None:
+            return ["", ""]
+        gain = f"{self._gain(comparison, comparison.ratio):+.3f}"
+        if comparison.p is None:
+            return [gain, "not tested"]
+        low, high = (self._gain(comparison, end) for end in (comparison.high, comparison.low))
+        return [f"{gain} ({low:+.3f} to {high:+.3f})", _p(comparison.p)]
+
+    def _notes(self, rows: Sequence[Row]) -> list[str]:
+        validation, times = self._dataset.validation, "once, after its last epoch"
+        aside = "No images were set aside (config.dataset.validation_size=0)"
+        if validation is not None:
+            aside = f"{len(validation):,} training images were set aside for decisions"
+        if self._num_final_epochs > 1:
+            times = (
+                f"after each of its last {self._num_final_epochs} epochs, and averaged the results"
+            )
+        notes = [
+            f"{aside}. Each replica read the test set {times}, for this report only. The table is "
+            "sorted by test errors.",
+            "± gives the 95 % confidence interval of a mean by Student's t.",
+            *_notes_on_test([row.comparison for row in rows if row.comparison is not None]),
+        ]
+        together = sorted({replica.num_together for row in rows for replica in row.replicas})
+        notes.append(
+            "Training: seconds per replica, without compilation and evaluation; "
+            f"{' or '.join(map(str, together))} trained together. Compiling: the longest "
+            "compilation of the recipe's program."
+        )
+        if validation is not None and len(rows) > 1:
+            best = max(rows, key=lambda row: row.validation_accuracy)
+            notes.append(f"Best on the images set aside: {best.name}.")
+        return notes
+
+
+def spread(num_errors: np.ndarray) -> tuple[float, float, float]:
+    """Returns the mean of the errors `[draws]`, and the limits of the middle 95 % of them."""
+    low, high = np.quantile(num_errors, _QUANTILES)
+    return float(num_errors.mean()), float(low), float(high)
+
+
+def words_of_ensemble(name: str, draws: Draws) -> str:
+    """Returns one sentence on the ensembles of a recipe."""
+    return (
+        f"{name}: ensembles of {draws.size}: {draws.num_errors.mean():.1f} test errors on average"
+    )
+
+
+def _origin(
+    dataset: Dataset, replicas: Sequence[Replica], num_replicas: int, now: datetime.datetime
+) -> str:
+    """Returns a line on the data, the devices, the versions and the date."""
+    numbers = sorted({replica.config["num_epochs"] for replica in replicas})
+    epochs = " or ".join(_count(number, "epoch") for number in numbers)
+    part = ""
+    if len(replicas) < num_replicas:
+        part = f" **{len(replicas)} of {num_replicas} replicas are finished.**"
+    devices = _alternatives(replica.device for replica in replicas)
+    versions = ", ".join(
+        f"{name} {_alternatives(r.versions.get(name, '?') for r in replicas)}"
+        for name in ("python", "jax", "flax", "optax", "numpy")
+    )
+    return (
+        f"{dataset.title}, {len(dataset.train):,} training images, {epochs}. "
+        f"{devices}; {versions}, scipy {importlib.metadata.version('scipy')}; "
+        f"{now:%Y-%m-%d}.{part}"
+    )
+
+
+def _ensemble_table(
+    name: str, draws: Sequence[Draws], accuracy: Callable[[float], float]
+) -> list[str]:
+    lines = [
+        f"## Ensembles of {name}",
+        "",
+        "Each ensemble averages the probabilities of different replicas, drawn at random. Two "
+        "ensembles may share replicas, so the range covers the choice among these replicas, "
+        "not new training.",
+        "",
+        "| networks | ensembles | mean test accuracy, % | range of the middle 95 % |",
+        "|---:|---:|---:|---:|",
+    ]
+    for of_size in draws:
+        mean, low, high = spread(of_size.num_errors)
+        drawn = f"{len(of_size.num_errors):,}{', all' if of_size.is_all else ''}"
+        lines.append(
+            f"| {of_size.size} | {drawn} | {accuracy(mean):.3f} | "
+            f"{accuracy(high):.2f} to {accuracy(low):.2f} |"
+        )
+    return lines
+
+
+def _conclusion(comparison: Comparison) -> str:
+    direction = "better" if comparison.ratio < 1 else "worse"
+    if comparison.is_found:
+        return f"{direction} than the base"
+    # Nobody would believe "no difference" of results that do not even overlap.
+    if comparison.is_apart:
+        return f"undecided, although every replica is {direction} than any of the base"
+    return "no difference found"
+
+
+def _notes_on_test(comparisons: Sequence[Comparison]) -> list[str]:
+    number = sum(comparison.p is not None for comparison in comparisons)
+    if not number:
+        return []
+    together = "the comparison" if number == 1 else f"all {number} comparisons together"
+    return [
+        "Differences are between geometric means of the test errors plus 0.5. The differences, "
+        "their 95 % confidence intervals (in brackets) and p come from one test on the logarithms: "
+        "Welch's t of each recipe, judged as in Dunnett's test (1955) by the largest |t| that "
+        f"chance gives among recipes that share a base. p and intervals hold for {together}: if no "
+        "recipe differs from the base, the chance of finding any difference is 5 %. Unlike "
+        "Dunnett's test, this one does not assume that all recipes vary equally: it simulates the "
+        "distribution with the measured variances.",
+        "Replicas of the same seed are not paired: their results are no more alike than those of "
+        "different seeds, so that pairing would only cost degrees of freedom.",
+        "p and intervals are valid if the numbers of seeds and variants were fixed beforehand; "
+        "those of an unfinished study are provisional.",
+    ]
+
+
+def _alternatives(values: Iterable[str]) -> str:
+    return " or ".join(sorted(set(values)))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _p_is(value: float) -> str:
+    return f"p {_p(value)}" if value < 0.001 else f"p = {_p(value)}"
