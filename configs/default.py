@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """Returns the default configuration; every other recipe derives from it."""
     config = ConfigDict()
-    config.seed = 42  # drives initialisation, shuffling, augmentation and the validation split
+    config.seed = 42  # of initialisation, shuffling, augmentation and the validation split
     config.num_epochs = 20  # passes over the training set
     config.batch_size = 2048  # images; the last, smaller batch of an epoch is kept
     config.label_smoothing = 0.0  # share of each target that is spread over all classes
@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.dataset.manual_dir = ""  # a folder that holds the four IDX files; empty: download them
     config.dataset.validation_size = 0  # training images set aside, stratified, never trained on
 
-    config.augment = ConfigDict()  # one random affine map an image, training only
+    config.augment = ConfigDict()  # one random affine map per image, in training only
     config.augment.enabled = True  # True | False
     config.augment.rotation = 15.0  # degrees, uniform in +-rotation
     config.augment.translation = 0.15  # fraction of the side, uniform in +-, to whole pixels
@@ -32,46 +32,49 @@ def get_config() -> ConfigDict:
     config.augment.interpolation = "nearest"  # nearest | bilinear
 
     config.model = ConfigDict()
-    config.model.channels = ((36, 36), (64, 128), (256,))  # a convolution each; a tuple a block
-    config.model.kernel_sizes = ((5, 5), (3, 3), (1,))  # their kernels' sides, pixels
+    config.model.channels = (
+        (36, 36),
+        (64, 128),
+        (256,),
+    )  # one per convolution, one tuple per block
+    config.model.kernel_sizes = ((5, 5), (3, 3), (1,))  # sides of their kernels, pixels
     config.model.downsample = "strided"  # strided (2x2 convolution) | max | avg; between blocks
     config.model.norm = "batch"  # batch | layer | group | none
-    config.model.norm_position = "before"  # before | after; the activation
+    config.model.norm_position = "before"  # before | after the ReLU
     config.model.num_groups = 4  # channel groups of norm="group"
     config.model.padding = "VALID"  # VALID (none) | SAME
-    config.model.dtype = "float32"  # float32 | bfloat16; the computation, parameters are float32
+    config.model.dtype = "float32"  # float32 | bfloat16, of the computation; parameters are float32
 
     config.optimizer = ConfigDict()  # Adam
     config.optimizer.learning_rate = 0.003  # the highest
     config.optimizer.schedule = "exponential"  # exponential | linear | cosine (both down to 0)
-    config.optimizer.learning_rate_decay = 0.99  # of exponential, once an epoch; 1: constant
-    config.optimizer.warmup = 0.0  # share of all steps that take the rate up from 0
+    config.optimizer.learning_rate_decay = 0.99  # factor per epoch, for exponential; 1: constant
+    config.optimizer.warmup = 0.0  # share of all steps in which the rate rises from 0
     config.optimizer.b1 = 0.9  # decay of the first moment
     config.optimizer.b2 = 0.999  # decay of the second moment
     config.optimizer.eps = 1e-8  # added to the root of the second moment
     config.optimizer.weight_decay = 5e-5  # L2 coefficient; 0: none
     config.optimizer.decoupled = False  # False: decay joins the gradient (Adam) | True: AdamW
+    config.optimizer.ema_decay = 0.0  # per step, of averaged weights; 0: evaluate the last weights
 
-    config.optimizer.ema_decay = 0.0  # a step; of the mean weights that are evaluated; 0: the last
-
-    config.evaluation = ConfigDict()  # of validation and test images, on test-time augmentation:
-    config.evaluation.num_views = 1  # whose probabilities are averaged; 1: the image alone
+    config.evaluation = ConfigDict()  # test-time augmentation
+    config.evaluation.num_views = 1  # views of an image whose probabilities are averaged
     config.evaluation.strength = 0.5  # of the other views, as a share of the ranges of augment
 
-    config.checkpoint = ConfigDict()  # after every epoch
-    config.checkpoint.keep = 2  # the newest; the best is kept besides
+    config.checkpoint = ConfigDict()  # written after every epoch
+    config.checkpoint.keep = 2  # the newest so many are kept, and the best
 
     config.wandb = ConfigDict()
     config.wandb.mode = "auto"  # online | offline | disabled | auto: online if logged in
-    config.wandb.project = "mnist_flax"  # made when it is first used
+    config.wandb.project = "mnist_flax"  # created when it is first used
     config.wandb.entity = ""  # user or team; empty: the login's default
-    config.wandb.group = ""  # groups runs in the web page
+    config.wandb.group = ""  # groups runs on the web page
     config.wandb.tags = ()  # as 'a,b' or "('a', 'b')"
 
-    config.study = ConfigDict()  # of python -m mnist_flax.study alone
-    config.study.num_seeds = 10  # replicas of the recipe and of each variant: from seed on
-    config.study.num_together = 0  # replicas in one program; 0: all that fit, on a CPU one
-    config.study.num_final_epochs = 1  # the last epochs, over which test results are averaged
-    config.study.ensemble_size = 10  # of --ensemble: replicas whose probabilities are averaged
-    config.study.variants = ConfigDict()  # the fields that differ, in groups, by a name
+    config.study = ConfigDict()  # for python -m mnist_flax.study alone
+    config.study.num_seeds = 10  # replicas of each variant, from config.seed on
+    config.study.num_together = 0  # replicas per program; 0: all that fit, or one on a CPU
+    config.study.num_final_epochs = 1  # last epochs over which test results are averaged
+    config.study.ensemble_size = 10  # replicas that --ensemble averages
+    config.study.variants = ConfigDict()  # by name: the fields that differ, in groups
     return config

@@ -78,7 +78,7 @@ _TORCH_FORMS: dict[str, dict[str, tuple[str, dict[str, str], bool]]] = {
 
 
 class Worker:
-    """A process that measures one implementation; see `benchmark_worker`.
+    """A process that measures one implementation; see `worker`.
 
     Attributes:
       about: its own description.

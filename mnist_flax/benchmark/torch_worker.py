@@ -1,9 +1,9 @@
 """The benchmark's worker for PyTorch: the same network and work, in several forms.
 
-The forms: 'plain', as the original writes it (NCHW, a scalar fetched every step);
-'channels_last', the faster memory layout, metrics kept on the device; 'bfloat16', that in autocast;
-'compiled', that through `torch.compile` with CUDA graphs. Augmentation takes whole batches in all
-of them, which is kinder to PyTorch than the original's map of one image at a time.
+The forms are 'plain', as the original writes it (NCHW, a scalar fetched every step);
+'channels_last', the faster memory layout, with metrics kept on the device; 'bfloat16', the same
+under autocast; and 'compiled', the same through `torch.compile` with CUDA graphs. All of them
+augment whole batches, which is kinder to PyTorch than the original's one image at a time.
 """
 
 import contextlib

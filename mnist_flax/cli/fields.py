@@ -36,7 +36,7 @@ def _integer(low: int, high: int) -> Field:
 
 
 def _number(interval: str) -> Field:
-    """A finite number in an interval written as in mathematics: '[0, 1)', '(0, inf)'."""
+    """Allows finite numbers in an interval as mathematics writes it: '[0, 1)', '(0, inf)'."""
     low, high = (float(bound) for bound in interval[1:-1].split(","))
 
     def accepts(value: Any) -> bool:
@@ -44,7 +44,7 @@ def _number(interval: str) -> Field:
             return False
         try:
             value = float(value)
-        except OverflowError:  # of an integer beyond the floats
+        except OverflowError:  # an integer that no float can hold
             return False
         above = value >= low if interval[0] == "[" else value > low
         below = value <= high if interval[-1] == "]" else value < high

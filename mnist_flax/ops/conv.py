@@ -1,22 +1,22 @@
-"""A convolution that CPUs do quickly too, to be handed to `nn.Conv`.
+"""A convolution for `nn.Conv` that is fast on CPUs too.
 
-What it computes: `lax.conv_general_dilated`, to float rounding. It can be differentiated in
-reverse mode only.
+It computes what `lax.conv_general_dilated` computes, to float rounding, and can be differentiated
+in reverse mode only.
 
-Why it is faster. A stride-1 convolution is done by Cook and Toom's minimal filtering along the rows
+Why it is faster. A stride-1 convolution uses Cook and Toom's minimal filtering along the rows
 (Winograd's convolution, in one dimension; Lavin and Gray, 2015, arXiv 1509.09308): `tile` rows of
-output from kernels of `taps` rows take `tile + taps - 1` products in place of `tile * taps`, of
-constant combinations of the input's rows with constant combinations of the kernel's. For 5x5
-kernels and tiles of 4 that is 8 in place of 20. Each product is a convolution along the columns,
-XLA's own; its gradient by the kernel is a matrix product, where XLA would transpose both pictures
-first. A convolution of one channel, a few columns taken as one, is a product of its patches, and
-the gradients of a convolution whose stride is its kernel's size, 1x1 included, are products of the
-pictures' rows as they lie in memory.
+output from kernels of `taps` rows take `tile + taps - 1` products instead of `tile * taps`, each of
+a constant combination of the input's rows and a constant combination of the kernel's. For 5x5
+kernels and tiles of 4 that is 8 instead of 20. Each product is one of XLA's convolutions along the
+columns; its gradient by the kernel is a matrix product, where XLA would transpose both arrays
+first. A convolution of one channel multiplies its patches, a few columns of them as one. The
+gradients of a convolution whose stride is its kernel's size, 1x1 included, are products of rows as
+they lie in memory.
 
-Where: on CPUs only. Elsewhere each pass is XLA's own, which serves GPUs and TPUs well. The choice
-is made when a program is lowered, pass by pass, so that one program exported for several platforms
-is right on each. Where a mesh with an axis named "batch" is set, each CPU device convolves its own
-part of the batch: XLA alone would gather the batch to run the loops over it.
+Where. Only CPUs use it. Elsewhere each pass is XLA's own, which serves GPUs and TPUs well. The
+choice is made when a program is lowered, pass by pass, so that one program exported for several
+platforms is right on each. Where a mesh with an axis named "batch" is set, each CPU device
+convolves its own part of the batch: XLA alone would gather the batch to loop over it.
 """
 
 import functools
@@ -37,11 +37,11 @@ _BATCH_AXIS = "batch"  # of the mesh, if one is set
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 _PLAIN = (("feature_group_count", 1), ("batch_group_count", 1))
-# Images whose kernel gradient is summed at a time, at most: what they need stays in the cache.
+# At most so many images are summed to a kernel gradient at a time: they stay in the cache.
 _CHUNK = 16
-# The kernel's rows from which that pays: XLA is as quick with 3x3, and compiles in less time.
+# It pays from so many kernel rows on: XLA is as fast with 3x3, and compiles in less time.
 _LARGE = 4
-# Columns taken as one, for fewer and larger products: in the kernel gradient, and of one channel.
+# So many columns count as one, for fewer and larger products: of kernel gradients, and of one channel.
 _COLUMNS = 2
 _COLUMNS_OF_ONE = 4
 
@@ -57,17 +57,17 @@ def conv_general_dilated(
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
 ) -> jax.Array:
-    """Convolves as `lax.conv_general_dilated`, which alone serves all but plain convolutions.
+    """Convolves as `lax.conv_general_dilated` does, and by it unless the convolution is plain.
 
-    Plain is: floats of 32 bits or fewer, two dimensions, NHWC and HWIO, no dilation, no groups,
-    default precision, and padding that adds.
+    A plain convolution has floats of 32 bits or fewer, two dimensions, NHWC and HWIO, no dilation,
+    no groups, default precision, and no negative padding.
 
     Args:
       lhs: float `[batch, height, width, in]`.
       rhs: float `[kernel height, kernel width, in, out]`.
-      window_strides: two.
+      window_strides: vertical and horizontal.
       padding: 'VALID', 'SAME', or (low, high) for both axes.
-      **options: the others of `lax.conv_general_dilated`.
+      **options: of `lax.conv_general_dilated`.
 
     Returns:
       Float `[batch, height', width', out]`, of the type of `lhs`.
@@ -186,7 +186,7 @@ _conv.defvjp(_forward, _backward)
 
 
 def _on_cpu(rhs: jax.Array, strides: _Strides, padding: _Padding) -> tuple[_Conv, _Conv, _Conv]:
-    """What computes the convolution, and whose gradients by input and by kernel are taken."""
+    """Returns the functions for the convolution, its gradient by the input, and by the kernel."""
     if strides == rhs.shape[:2] and not np.any(padding):
         return _xla_conv, _blocked_conv, _blocked_conv
     if strides == (1, 1) and rhs.shape[2] == 1:
@@ -207,7 +207,7 @@ def _pad(images: jax.Array, padding: _Padding) -> jax.Array:
 def _blocked_conv(
     lhs: jax.Array, rhs: jax.Array, strides: _Strides, padding: _Padding
 ) -> jax.Array:
-    """A convolution whose stride is its kernel's size: each block of pixels meets it once."""
+    """Convolves with a stride of the kernel's size, so that each pixel is used once."""
     del padding  # none
     rows, columns = strides
     batch, height, width, features = lhs.shape
@@ -224,7 +224,7 @@ def _blocked_conv(
 def _patches_conv(
     lhs: jax.Array, rhs: jax.Array, strides: _Strides, padding: _Padding
 ) -> jax.Array:
-    """A convolution of one channel: its patches, each that of a few columns, times the kernel."""
+    """Convolves one channel: its patches, each for a few columns, times the kernel."""
     del strides  # one
     images = _pad(lhs, padding)
     rows, columns, _, features = rhs.shape
@@ -244,7 +244,7 @@ def _patches_conv(
 
 
 def _tiled_conv(lhs: jax.Array, rhs: jax.Array, strides: _Strides, padding: _Padding) -> jax.Array:
-    """Cook and Toom's algorithm along the rows, computed in float32."""
+    """Convolves by Cook and Toom's algorithm along the rows, in float32."""
     lhs, taps = _pad(lhs, padding), rhs.shape[0]
     height = lhs.shape[1] - taps + 1
     tile, tiles = cook_toom.tiling(height, taps)
@@ -302,14 +302,14 @@ def _tiled_kernel_gradient(
 
 
 def _input_rows(lhs: jax.Array, of_input: np.ndarray, tile: int, tiles: int) -> list[jax.Array]:
-    """Every tile's combined rows, of each combination float32 `[batch, tiles, width * in]`."""
+    """Returns each combination of every tile's rows, float32 `[batch, tiles, width * in]`."""
     return _combine(of_input, _tile_rows(lhs, len(of_input), tile, tiles))
 
 
 def _tile_rows(images: jax.Array, count: int, tile: int, tiles: int) -> list[jax.Array]:
-    """The first, second, ... row of every tile, float32 `[batch, tiles, width * channels]`.
+    """Returns the first, second, ... row of every tile, float32 `[batch, tiles, width * channels]`.
 
-    A row is flat, so that some of its columns are one slice.
+    Rows are flat, so that neighbouring columns are one slice.
     """
     batch, height, *row = images.shape
     images = images.reshape(batch, height, math.prod(row)).astype(jnp.float32)
@@ -319,7 +319,7 @@ def _tile_rows(images: jax.Array, count: int, tile: int, tiles: int) -> list[jax
 
 
 def _combine(coefficients: np.ndarray, terms: Sequence[jax.Array]) -> list[jax.Array]:
-    """The combinations of `terms` that the rows of `coefficients` tell."""
+    """Returns the linear combinations of `terms` with each row of `coefficients`."""
     return [
         functools.reduce(
             jnp.add, (c * term for c, term in zip(row.tolist(), terms, strict=True) if c)

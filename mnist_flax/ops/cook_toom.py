@@ -19,9 +19,9 @@ def tiling(height: int, taps: int) -> tuple[int, int]:
 def constants(tile: int, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the constants of the algorithm for `tile` outputs of `taps` taps.
 
-    y[i] = sum over t of x[i + t] * w[t] is `output @ ((kernel @ w) * (input @ x))`: products of
-    polynomials are products of their values, here at the first points and at infinity. (Lavin and
-    Gray's B^T, G and A^T.)
+    y[i] = sum over t of x[i + t] * w[t] is `output @ ((kernel @ w) * (input @ x))`: a product
+    of polynomials is the product of their values, here at the first points and at infinity. They
+    are Lavin and Gray's B^T, G and A^T.
 
     Returns:
       `input` float32 `[products, products]`, `kernel` `[products, taps]`, `output`

@@ -31,7 +31,7 @@ def to_png(figure: Figure) -> bytes:
 
 
 def augmentation_sheet(original: np.ndarray, augmented: np.ndarray, title: str) -> Figure:
-    """One digit and its augmentations, ten to a row.
+    """Draws a digit and its augmentations, ten to a row.
 
     Args:
       original: `[height, width, 1]`, 0..255.
@@ -64,11 +64,11 @@ def digits_with_bars(
     class_names: Sequence[str],
     title: str,
 ) -> Figure:
-    """Digits above the bars of their class probabilities, in a grid.
+    """Draws digits above the bars of their class probabilities, in a grid.
 
     Args:
-      images: `[n, height, width, 1]`, 0..255; the first `MAX_DIGITS` are drawn, and the title
-        says so. None at all gives a figure that says that.
+      images: `[n, height, width, 1]`, 0..255. Of more than `MAX_DIGITS`, the first are drawn, and
+        the title says so. Without any, the figure says "none".
       labels: int `[n]`.
       probabilities: `[n, classes]`, 0..1.
       class_names: the classes' names.
@@ -143,7 +143,7 @@ def curves(
 
 
 def confusion(matrix: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
-    """A confusion matrix, errors coloured by their number, the diagonal grey.
+    """Draws a confusion matrix, errors coloured by their number, the diagonal grey.
 
     Args:
       matrix: int `[classes, classes]`, rows are true classes.
@@ -201,7 +201,7 @@ _BAR_TOP, _BAR_BOTTOM = 1.02, 1.4
 
 
 def create_figure(width: float, height: float) -> Figure:
-    """An empty figure, sizes in inches, laid out with a margin."""
+    """Returns an empty figure with a margin, given its size in inches."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     return figure
@@ -219,7 +219,7 @@ def _empty(title: str) -> Figure:
 
 
 def _grid(rows: int, columns: int, title: str, class_names: Sequence[str]) -> tuple[Figure, Axes]:
-    """A figure of cells 1.1 inch wide below a title and a legend."""
+    """Returns a figure of cells 1.1 inches wide below a title and a legend."""
     key = "   ".join(f"{label} {name}" for label, name in enumerate(class_names))
     has_key = [str(label) for label in range(len(class_names))] != list(class_names)
     head = 1.2 if has_key else 0.95
@@ -267,7 +267,7 @@ def _draw_headers(
 
 
 def _draw_bars(ax: Axes, labels: np.ndarray, probabilities: np.ndarray, columns: int) -> None:
-    """All bars in one collection and all class digits in one scatter a class: fast for 1,000."""
+    """Draws all bars as one collection and each class's digits as one scatter, which is fast."""
     count, num_classes = probabilities.shape
     cells = np.arange(count)
     width = 0.88 / num_classes

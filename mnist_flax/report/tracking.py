@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from mnist_flax.data import Dataset
 from mnist_flax.runtime.background import Background, lower_priority
 
-_INIT_SECONDS = 30  # for the server to answer; the run is kept offline if it has not
-_FINISH_SECONDS = 120  # for what is left to upload at the end
+_INIT_SECONDS = 30  # for the server to answer; then the run is kept offline
+_FINISH_SECONDS = 120  # for the rest of the upload, at the end
 
 
 class Tracker:
@@ -85,9 +85,9 @@ class Tracker:
         self._submit(log)
 
     def log(self, step: int, values: Mapping[str, float | Future[bytes]]) -> None:
-        """Adds values to a step, the last one logged; a PNG to come becomes a picture.
+        """Adds values to a step, the last one logged.
 
-        A picture that cannot be drawn is left out.
+        The future of a PNG becomes a picture, unless it cannot be drawn.
         """
 
         def log() -> None:
@@ -160,9 +160,9 @@ class Tracker:
         if not answered:
             left = f"; upload what is left: wandb sync {self._folder}" if self._run else ""
             self._say(f"W&B does not answer{left}")
-            give_up()  # else Python would wait for it at its exit, for ever
+            give_up()  # otherwise Python would wait for it for ever when it exits
         elif self._background.failed and not _services():
-            give_up()  # else its exit hook would fail, at length
+            give_up()  # otherwise its exit hook would print a traceback
         return answered and not self._background.failed
 
     def _submit(self, job: Callable[[], None]) -> None:
@@ -192,7 +192,7 @@ class Tracker:
                 raise
             reason = str(error).splitlines()[0]
             self._say(f"W&B: no connection ({reason}), so the run is kept offline")
-            give_up()  # else the run's name is still taken
+            give_up()  # otherwise the run's name is still taken
             wandb.setup(quiet)
             self._run = wandb.init(**settings, mode="offline", settings=quiet)
         if self._run.url:
@@ -230,7 +230,7 @@ def _services() -> list[Any]:
 
 
 def _has_failed(value: float | Future[bytes]) -> bool:
-    """Whether a value is a picture that could not be drawn; waits until that is known."""
+    """Waits for a value that is a picture; whether it could not be drawn."""
     return isinstance(value, Future) and value.exception() is not None
 
 

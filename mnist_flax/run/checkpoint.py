@@ -22,7 +22,7 @@ from mnist_flax.runtime import hosts
 from mnist_flax.runtime.files import write_whole
 
 _DIGESTS = "files.sha256"
-# Room on the disk without which saving does not begin: a multiple of the arrays, and bytes besides.
+# Saving needs this much room on the disk: a multiple of the arrays, and some bytes.
 _ROOM_FACTOR, _ROOM_BYTES = 2, 2**21
 _DAMAGED = ".damaged"  # appended to the name of a folder that could not be read
 
@@ -72,7 +72,7 @@ class Checkpoints:
         for path in sorted(folders, key=lambda path: int(path.name), reverse=True):
             try:
                 state, history = _read(path, like, steps_per_epoch)
-            except Exception as error:  # whatever a damaged file makes of Orbax
+            except Exception as error:  # Orbax raises many kinds for damaged files
                 damaged[path] = _explain(error)
                 continue
             for other, reason in damaged.items():
@@ -111,7 +111,7 @@ class Checkpoints:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._manager = _create_manager(self._folder, self._keep)
         arrays = _arrays(state, history)
-        # In every process, so that none waits for one that finds no room.
+        # In every process, so that none waits for another that finds no room.
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
         _check_room(self._folder, _ROOM_FACTOR * size + _ROOM_BYTES)
         self._manager.save(
@@ -141,7 +141,7 @@ def _create_manager(folder: pathlib.Path, keep: int) -> Any:
     from orbax.checkpoint import checkpoint_managers
 
     def rank(metrics: dict[str, float]) -> tuple[float, float]:
-        return metrics["accuracy"], -metrics["epoch"]  # of equals, the first
+        return metrics["accuracy"], -metrics["epoch"]  # the first of equals
 
     best = checkpoint_managers.BestN(n=1, get_metric_fn=rank)
     policies = [checkpoint_managers.LatestN(keep), best]

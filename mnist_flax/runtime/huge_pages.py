@@ -14,12 +14,12 @@ def by_request() -> bool:
 
 
 def use() -> None:
-    """Starts this process anew, once, with large blocks of memory in huge pages.
+    """Restarts this process, once, with large blocks of memory in huge pages.
 
     A training step on a CPU takes a GB of fresh memory, and with pages of 4 KiB a fifth of its
-    time went into mapping it (2 cores of an AMD EPYC, virtual). glibc reads the setting at a
-    process's start only. Nothing is done where Linux does not leave the choice to the process, and
-    in IPython, whose session would be lost.
+    time went into mapping it (2 cores of an AMD EPYC, virtual). glibc reads the setting only when
+    a process starts. Does nothing where Linux does not leave the choice to the process, nor in
+    IPython, whose session would be lost.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if "glibc.malloc.hugetlb" in tunables or not by_request() or "IPython" in sys.modules:

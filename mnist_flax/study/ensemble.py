@@ -1,4 +1,4 @@
-"""Ensembles: networks whose probabilities are averaged, drawn again and again from the replicas."""
+"""Ensembles: networks drawn from the replicas, whose probabilities are averaged."""
 
 import itertools
 import math
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-_NUM_DRAWS = 1_000  # at most, of each size
+_NUM_DRAWS = 1_000  # of each size, at most
 _STEPS = (1, 2, 3, 5)  # sizes, in each power of ten
 
 
@@ -15,9 +15,9 @@ class Draws(NamedTuple):
     """Ensembles of one size.
 
     Attributes:
-      size: networks in each.
-      num_errors: int `[draws]`, of each ensemble.
-      is_all: whether these are all that the replicas can form.
+      size: number of networks in each.
+      num_errors: of each ensemble, int `[draws]`.
+      is_all: whether these are all ensembles that the replicas can form.
     """
 
     size: int
@@ -26,7 +26,7 @@ class Draws(NamedTuple):
 
 
 def sizes(asked: int) -> list[int]:
-    """Sizes to show the way to the one that is asked for."""
+    """Returns the sizes to show, up to the one that is asked for."""
     powers = (10**power for power in range(6))
     known = {step * power for power in powers for step in _STEPS}
     return sorted({size for size in known if size < asked} | {asked})
@@ -35,12 +35,12 @@ def sizes(asked: int) -> list[int]:
 def draw(key: jax.Array, probabilities: np.ndarray, labels: np.ndarray, size: int) -> Draws:
     """Counts the errors of ensembles of `size` different replicas, drawn at random.
 
-    All of them, where there are few; else so many that any two may share replicas. So their spread
-    is that of choosing among these replicas, and for a size near their number it says little.
+    If there are only a few, all are counted. Ensembles may share replicas, so their spread is that
+    of choosing among these replicas; for a size near their number it means little.
 
     Args:
       key: PRNG key.
-      probabilities: `[replicas, n, classes]`, of each.
+      probabilities: `[replicas, n, classes]`.
       labels: int `[n]`.
       size: 1..replicas.
     """

@@ -18,13 +18,13 @@ class Bar(NamedTuple):
     """A recipe in `study`; accuracies in percent.
 
     Attributes:
-      name: at the left.
-      points: of each seed.
+      name: shown at the left.
+      points: one per seed.
       mean: of the points.
       interval: confidence limits of the mean; None if there are none.
-      note: at the right.
-      change: 1, -1: found to be better or worse than the base; 0: neither.
-      is_base: whether it is what the others are compared with.
+      note: shown at the right.
+      change: 1 or -1 if it was found to be better or worse than the base, else 0.
+      is_base: whether the others are compared with it.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Bar(NamedTuple):
 
 
 def study(bars: Sequence[Bar], title: str) -> Figure:
-    """Test accuracies: a row a recipe, a point a seed, the mean with its interval.
+    """Draws test accuracies: a row per recipe, a point per seed, the mean with its interval.
 
     Args:
-      bars: from the top.
+      bars: from top to bottom.
       title: names the data.
     """
     figure = create_figure(10, 1.9 + 0.42 * len(bars))
@@ -78,11 +78,11 @@ def study(bars: Sequence[Bar], title: str) -> Figure:
 def ensembles(
     curves: Mapping[str, Sequence[tuple[int, float, float, float]]], title: str
 ) -> Figure:
-    """Test accuracy by the number of networks that are averaged.
+    """Draws test accuracy by the number of networks that are averaged.
 
     Args:
-      curves: by recipe, from the smallest: size, and the ensembles' mean accuracy and the limits
-        of 95 % of them, percent.
+      curves: by recipe and ascending size: size, mean accuracy of the ensembles, and the limits of
+        95 % of them, in percent.
       title: names the data.
     """
     figure = create_figure(8, 4.6)

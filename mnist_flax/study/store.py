@@ -23,7 +23,7 @@ class Replica:
 
     Attributes:
       variant: its name.
-      seed: of its initialisation, its orders and its augmentation.
+      seed: of its initialisation, shuffling and augmentation.
       run_id: W&B's name for it.
       data: the title of the data.
       config: its whole configuration.
@@ -56,7 +56,7 @@ class Replica:
         return self.results["test"]["loss"] is not None
 
     def accuracy(self, split: str) -> float:
-        """Share of right predictions, 0..1."""
+        """Returns the share of correct predictions, 0..1."""
         return self.results[split]["accuracy"]
 
 
@@ -103,7 +103,7 @@ class ReplicaStore:
         return replica
 
     def probabilities(self, replica: Replica, split: str) -> np.ndarray:
-        """A replica's probabilities for the images of a split, float32 `[n, classes]`.
+        """Returns a replica's probabilities for the images of a split, float32 `[n, classes]`.
 
         Raises:
           UserError: their file is missing or damaged.
