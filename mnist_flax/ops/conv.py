@@ -41,7 +41,8 @@ _PLAIN = (("feature_group_count", 1), ("batch_group_count", 1))
 _CHUNK = 16
 # It pays from so many kernel rows on: XLA is as fast with 3x3, and compiles in less time.
 _LARGE = 4
-# So many columns count as one, for fewer and larger products: of kernel gradients, and of one channel.
+# So many columns count as one, which makes fewer and larger products: in kernel gradients, and
+# for one channel.
 _COLUMNS = 2
 _COLUMNS_OF_ONE = 4
 
