@@ -74,6 +74,10 @@ class Saver:
             pass
         return None
 
+    def close(self) -> None:
+        """Ends the saving thread as soon as nothing is being saved; does not wait for it."""
+        self._background.close(timeout=0)
+
     def _save(self, copy: Any, history: History, then: Callable[[], None]) -> None:
         self._checkpoints.save(copy, history)
         self.saved_epochs = history.epoch

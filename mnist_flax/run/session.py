@@ -56,7 +56,7 @@ class Session:
         self._history = History()
         self._has_begun = False
         self._observers: list[Observer] = []
-        self._deferred = contextlib.ExitStack()
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "Session":
         compilation.use_cache()
@@ -82,6 +82,7 @@ class Session:
         self._path, self._folder = _open_folder(self._given, config)
         quiet = self._folder is None
         self._progress = Progress(config.num_epochs, len(dataset.train), quiet=quiet)
+        self._stack.callback(self._progress.close)
         self.line(f"Workdir: {self._path}")
         self.line(dataset.description)
 
@@ -97,6 +98,7 @@ class Session:
         """
         self._num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         self._saver = Saver(self._path / "checkpoints", self._config.checkpoint.keep)
+        self._stack.callback(self._saver.close)
         run_id = hosts.gather(secrets.token_hex(4))[0]
         with self.together():
             must_exist = self._folder is not None and self._folder.has_metrics
@@ -115,7 +117,7 @@ class Session:
                 )
             for observer in self._observers:
                 observer.start(self._history)
-        self._deferred.enter_context(signals.deferred())
+        self._stack.enter_context(signals.deferred())
         self._has_begun = True
         if restored is None:
             # So that a run that stops in its first epoch resumes under the same name in W&B.
@@ -147,11 +149,7 @@ class Session:
     def end_epoch(self, state: Any, record: dict[str, Any], steps: Any, test: Evaluation) -> None:
         """Saves the state in the background, then tells everyone who watches.
 
-        Args:
-          state: after the epoch.
-          record: its numbers, a line of metrics.jsonl.
-          steps: loss and accuracy of each step, float32 `[steps]` each.
-          test: the results on the test set.
+        The record is a line of metrics.jsonl; `steps` are losses and accuracies, `[steps]` each.
 
         Raises:
           UserError: a number is not finite, or the epoch before could not be saved.
@@ -166,7 +164,7 @@ class Session:
         """Waits for the last checkpoint, and leaves the results."""
         self._saver.wait()
         self._check_signals()
-        self._deferred.close()
+        self._stack.close()
         if self._folder is None:
             return
         summary = summarize(
@@ -181,7 +179,7 @@ class Session:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._deferred.close()
+        self._stack.close()
         if error is None:
             return
         if self._has_begun:

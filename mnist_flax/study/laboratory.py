@@ -208,6 +208,7 @@ class Study:
             self._keep(
                 name, seed, trainer, [epoch["replicas"][index] for epoch in history.records], mine
             )
+        saver.close()
         self._store.discard(name, seeds)
 
     def _keep(
