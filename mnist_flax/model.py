@@ -63,6 +63,7 @@ class SimpleCNN(nn.Module):
           x: float `[batch, height, width, channels]`, normalised.
           train: True normalises by the batch's statistics and updates the running ones.
         """
+        self.check_side(min(x.shape[1:3]))
         x = x.astype(self.dtype)
         for block, layers in enumerate(zip(self.channels, self.kernel_sizes, strict=True), 1):
             if block > 1:

@@ -79,17 +79,17 @@ def train_step(
     config: ConfigDict,
     normalize: Normalize,
 ) -> tuple[TrainState, StepMetrics]:
-    """Augments, predicts, and updates the parameters once.
+    """Trains on one batch.
 
     Args:
-      state: before the step.
+      state: the current training state.
       images: uint8 `[batch, height, width, channels]`.
       labels: int32 `[batch]`.
       config: the whole configuration.
       normalize: maps pixels to the network's input.
 
     Returns:
-      The state after the step, and the metrics of the batch before it.
+      The new state, and this batch's loss and accuracy before the update.
     """
     key = Stream.AUGMENT.key(state.key, state.step)
     inputs = normalize(augment.augment(key, images, config.augment))

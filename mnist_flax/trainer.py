@@ -18,10 +18,6 @@ from mnist_flax.step import StepMetrics, TrainState
 
 _WAITS_PER_EPOCH = 8  # how often the host waits for the device, to show progress
 
-# Called after every step, in every process, with the number of images trained on in this epoch;
-# whenever the host waits for the device, also with the step's mean loss and accuracy. It may raise.
-OnStep = Callable[[int, float | None, float | None], None]
-
 
 class Trainer:
     """Trains and evaluates one run on all devices.
@@ -95,14 +91,15 @@ class Trainer:
         return self._creator(np.uint32(seed))
 
     def train_epoch(
-        self, state: TrainState, epoch: int, on_step: OnStep
+        self, state: TrainState, epoch: int, on_step: Callable[..., None]
     ) -> tuple[TrainState, StepMetrics, float]:
         """Trains on every image once.
 
         Args:
           state: given up; use the one that is returned.
           epoch: its number, from 1.
-          on_step: called after every step.
+          on_step: called after every step, in every process, with the number of images so far, and
+            the step's loss and accuracy, or None where the host does not wait for them.
 
         Returns:
           The state, the metrics of each step, float32 `[steps]`, and the seconds it took, without
@@ -160,9 +157,7 @@ class Trainer:
 
     # What is compiled: functions of one run, whose first argument is its own.
 
-    @property
-    def _seed_like(self) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((), np.uint32)
+    _seed_like = jax.ShapeDtypeStruct((), np.uint32)
 
     def _create_state(self, seed: jax.Array) -> TrainState:
         shape, num_classes = self._dataset.train.images.shape[1:], len(self._dataset.class_names)

@@ -232,8 +232,8 @@ def table(result: dict[str, Any]) -> str:
         "",
         *_markdown(rows),
         "",
-        f"Peak of a matrix product: {peak / 1e9:,.0f} GFLOP/s. Training is traced and compiled in "
-        f"{cold:.1f} s, once more, from the cache, in {cached:.1f} s. Peak memory: {memory}.",
+        f"Peak of a matrix product: {peak / 1e9:,.0f} GFLOP/s. Compiling the training took "
+        f"{cold:.1f} s, or {cached:.1f} s from the cache. Peak memory: {memory}.",
     ]
     if names[1:]:
         lines += ["", f"{_OURS}'s images/s over the other's, taken in turns:", ""]

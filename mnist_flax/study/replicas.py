@@ -38,6 +38,7 @@ class Replicas(Trainer):
     ):
         super().__init__(config, dataset, placed)
         self.num_replicas = num_replicas
+        self._seed_like = jax.ShapeDtypeStruct((num_replicas,), np.uint32)
 
     def create_states(self, seeds: Sequence[int]) -> TrainState:
         """Returns the replicas' states before the first step."""
@@ -71,10 +72,6 @@ class Replicas(Trainer):
     def memory(self) -> int:
         """Waits for all programs; returns the bytes of a device's memory the largest one needs."""
         return max(program.memory() for program in (*self._steps.values(), self._predictor))
-
-    @property
-    def _seed_like(self) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((self.num_replicas,), np.uint32)
 
     def _lower(
         self, function: Callable, *args: Any, own: int = 1, batch_size: int = 1, **options: Any
