@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
     config.model.dtype = "float32"  # float32 | bfloat16, of the computation; parameters are float32
 
     config.optimizer = ConfigDict()  # Adam
-    config.optimizer.learning_rate = 0.003  # the highest
+    config.optimizer.learning_rate = 0.003  # peak learning rate
     config.optimizer.schedule = "exponential"  # exponential | linear | cosine (both down to 0)
     config.optimizer.learning_rate_decay = 0.99  # factor per epoch, for exponential; 1: constant
     config.optimizer.warmup = 0.0  # share of all steps in which the rate rises from 0

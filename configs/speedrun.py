@@ -1,8 +1,7 @@
 """The shortest training to a mean of 99.0 % test accuracy on MNIST.
 
 99.085 % +- 0.027 (mean of 20 seeds and its 95 % interval; from 99.00 to 99.20 %) in 5.8 s of
-training in mean, without 12 s of tracing and compiling; 2 cores of an AMD EPYC with AVX2, jax
-0.10.2.
+training on average, not counting 12 s of compiling; 2 cores of an AMD EPYC with AVX2, jax 0.10.2.
 
 python -m mnist_flax.study --config configs/speedrun.py
 """

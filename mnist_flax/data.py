@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mnist_flax.errors import UserError, check_choice
+from mnist_flax.errors import UserError, check_choice, refused
 from mnist_flax.sources import Split, UnreachableError, sample, tfds
 from mnist_flax.streams import Stream
 
@@ -85,10 +85,8 @@ def load(config: ConfigDict, seed: int) -> Dataset:
 def check_validation_size(size: int, train_size: int) -> None:
     """Raises a `UserError` unless a validation split leaves images to train on."""
     if size >= train_size:
-        raise UserError(
-            f"config.dataset.validation_size={size} is not allowed; allowed: "
-            f"below the {train_size:,} training images"
-        )
+        allowed = f"below the {train_size:,} training images"
+        raise refused("config.dataset.validation_size", size, allowed)
 
 
 def normalize(images: Any, mean: float, std: float) -> Any:

@@ -1,6 +1,7 @@
 """The errors that a person, not a programmer, has to correct."""
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -10,7 +11,12 @@ class UserError(Exception):
     """
 
 
+def refused(name: str, value: Any, allowed: str) -> UserError:
+    """Returns the error of a value given as `name`."""
+    return UserError(f"{name}={value!r} is not allowed; allowed: {allowed}")
+
+
 def check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
     """Raises a `UserError` unless `value`, given as `name`, is one of the allowed names."""
     if value not in (names := tuple(allowed)):
-        raise UserError(f"{name}={value!r} is not allowed; allowed: {', '.join(names)}")
+        raise refused(name, value, f"one of {', '.join(names)}")

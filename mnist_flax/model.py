@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from mnist_flax.errors import UserError, check_choice
+from mnist_flax.errors import check_choice, refused
 from mnist_flax.ops import conv
 
 DOWNSAMPLES = ("strided", "max", "avg")
@@ -49,10 +49,11 @@ class SimpleCNN(nn.Module):
         check_choice("norm_position", self.norm_position, NORM_POSITIONS)
         check_choice("padding", self.padding, PADDINGS)
         if [*map(len, self.channels)] != [*map(len, self.kernel_sizes)]:
-            raise self._refused("kernel_sizes", f"one kernel for each of channels={self.channels}")
+            allowed = f"one kernel for each of channels={self.channels}"
+            raise refused("kernel_sizes", self.kernel_sizes, allowed)
         widths = [width for block in self.channels for width in block]
         if self.norm == "group" and (odd := [w for w in widths if w % self.num_groups]):
-            raise self._refused("num_groups", f"a divisor of {odd[0]} channels")
+            raise refused("num_groups", self.num_groups, f"a divisor of {odd[0]} channels")
         super().__post_init__()
 
     @nn.compact
@@ -81,18 +82,16 @@ class SimpleCNN(nn.Module):
         for block, kernels in enumerate(self.kernel_sizes, 1):
             for kernel in kernels:
                 if kernel > side:
-                    raise self._refused(
-                        "kernel_sizes",
-                        f"kernels within their feature maps; {kernel}x{kernel} of block {block} "
-                        f"meets {side}x{side}",
-                    )
+                    meets = f"{kernel}x{kernel} of block {block} meets {side}x{side}"
+                    allowed = f"kernels within their feature maps; {meets}"
+                    raise refused("kernel_sizes", self.kernel_sizes, allowed)
                 side -= kernel - 1 if self.padding == "VALID" else 0
             if block < len(self.kernel_sizes):
                 if side < 2:
-                    raise self._refused(
-                        "kernel_sizes",
-                        f"feature maps of 2x2 or more at the end of block {block}, to downsample",
+                    allowed = (
+                        f"feature maps of 2x2 or more at the end of block {block}, to downsample"
                     )
+                    raise refused("kernel_sizes", self.kernel_sizes, allowed)
                 side //= 2
 
     def _conv(
@@ -138,9 +137,6 @@ class SimpleCNN(nn.Module):
             return self._conv(x, x.shape[-1], 2, name, stride=2)
         pool = nn.max_pool if self.downsample == "max" else nn.avg_pool
         return pool(x, (2, 2), strides=(2, 2))
-
-    def _refused(self, field: str, allowed: str) -> UserError:
-        return UserError(f"{field}={getattr(self, field)!r} is not allowed; allowed: {allowed}")
 
 
 def create_model(config: ConfigDict, num_classes: int) -> SimpleCNN:

@@ -11,7 +11,7 @@ SCHEDULES = ("exponential", "linear", "cosine")
 def create_schedule(config: ConfigDict, steps_per_epoch: int, num_epochs: int) -> optax.Schedule:
     """Returns the learning rate by step.
 
-    It rises in a line over the first `warmup` of all steps, then it follows `schedule`:
+    It rises in a line over the first `warmup` of all steps, then it follows `schedule`.
     'exponential' multiplies by `learning_rate_decay` at the end of every epoch; 'linear' and
     'cosine' (Loshchilov and Hutter, 2017, arXiv 1608.03983) fall to 0 at the end of the run.
     'linear' with a warm-up is a one-cycle schedule (Smith and Topin, 2018, arXiv 1708.07120).
@@ -23,21 +23,20 @@ def create_schedule(config: ConfigDict, steps_per_epoch: int, num_epochs: int) -
     rate, num_steps = config.learning_rate, steps_per_epoch * num_epochs
     warmup_steps = round(config.warmup * num_steps)
     steps_left = max(num_steps - warmup_steps, 1)
-
-    def exponential(step: int) -> float:
-        # In integers: optax.exponential_decay divides floats, which makes some epochs end late.
-        return rate * config.learning_rate_decay ** ((step + warmup_steps) // steps_per_epoch)
-
     schedule = {
-        "exponential": exponential,
+        "exponential": optax.constant_schedule(rate),
         "linear": optax.linear_schedule(rate, 0, steps_left),
         "cosine": optax.cosine_decay_schedule(rate, steps_left),
     }[config.schedule]
-    if not warmup_steps:
+    if warmup_steps:
+        # The first step already has a rate: with 0 it would be wasted.
+        rise = optax.linear_schedule(rate / warmup_steps, rate, warmup_steps - 1)
+        schedule = optax.join_schedules([rise, schedule], [warmup_steps])
+    if config.schedule != "exponential":
         return schedule
-    # The first step already has a rate: with 0 it would be wasted.
-    rise = optax.linear_schedule(rate / warmup_steps, rate, warmup_steps - 1)
-    return optax.join_schedules([rise, schedule], [warmup_steps])
+    # In integers: optax.exponential_decay divides floats, which makes some epochs end late.
+    decay = config.learning_rate_decay
+    return lambda step: schedule(step) * decay ** (step // steps_per_epoch)
 
 
 def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -18,7 +18,7 @@ Normalize = Callable[[jax.Array], jax.Array]  # from pixels in 0..255 to the net
 
 
 class TrainState(train_state.TrainState):
-    """Flax's state, of step, parameters and optimiser, and what else a run needs."""
+    """Extends Flax's state (step, parameters, optimiser) with what else a run needs."""
 
     batch_stats: Any  # running statistics of batch normalisation; empty without it
     average: Any  # exponential mean of the variables; empty without `optimizer.ema_decay`

@@ -30,7 +30,7 @@ class Trainer:
     Attributes:
       batches: (start, size) of an epoch's batches; the last may be smaller.
       schedule: learning rate by step.
-      compiler: of the programs; it counts the seconds that anybody waited for one.
+      compiler: compiles the programs, and counts the seconds spent waiting for them.
 
     Raises:
       UserError: the batch size does not fit the images or the devices.
@@ -51,7 +51,9 @@ class Trainer:
         self._options: dict[str, Any] = {"config": config, "normalize": normalize}
 
     def compile(self) -> str:
-        """Compiles the programs; on a CPU, all but the first step's beside the training.
+        """Compiles the programs.
+
+        On a CPU, it waits only for the first step's program; the rest compile during training.
 
         Returns:
           A line on what computes, and how long compiling took.
@@ -96,7 +98,7 @@ class Trainer:
         """Trains on every image once.
 
         Args:
-          state: given up; use the one that is returned.
+          state: donated; use the returned one instead.
           epoch: its number, from 1.
           on_step: called after every step, in every process, with the number of images so far, and
             the step's loss and accuracy, or None where the host does not wait for them.
@@ -125,7 +127,7 @@ class Trainer:
         """Returns the logits of the split 'test' or 'validation', float32 `[n, classes]`."""
         batches = self._placed.evaluated[split]
         logits = jax.device_get([self._predictor(state, batch) for batch in batches])
-        # The last batch may be filled up with images that are none.
+        # The last batch may be padded with blank images.
         return np.concatenate(logits, axis=-2)[..., : len(self._dataset.evaluated[split]), :]
 
     def evaluate(self, state: TrainState) -> dict[str, Evaluation]:
@@ -155,7 +157,8 @@ class Trainer:
         record["learning_rate"] = float(self.schedule((epoch - 1) * num_steps))
         return record | {"seconds": seconds, "images_per_second": sum(sizes) / seconds}
 
-    # What is compiled: functions of one run, whose first argument is its own.
+    # The functions to compile. Their first arguments belong to the run, the others are shared:
+    # `study.replicas` maps them over several runs.
 
     _seed_like = jax.ShapeDtypeStruct((), np.uint32)
 
@@ -178,6 +181,6 @@ class Trainer:
     def _lower(
         self, function: Callable, *args: Any, own: int = 1, batch_size: int = 1, **options: Any
     ) -> jax.stages.Lowered:
-        """Lowers one of them, `own` of whose arguments are the run's, for batches of one size."""
+        """Lowers one of them, whose first `own` arguments are the run's, for a batch size."""
         del own
         return devices.lower(function, *args, batch_size=batch_size, **options)

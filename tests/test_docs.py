@@ -13,7 +13,7 @@ import pytest
 
 from configs import default
 from mnist_flax import step
-from mnist_flax.cli.fields import FIELDS
+from mnist_flax.run.fields import FIELDS
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -1,4 +1,5 @@
-"""The command line: recipes, flags, the table of allowed values, and one-line errors.
+"""The command line: recipes, flags, and one-line errors.
 
-A new configuration field gets a row in `fields`; nothing else here needs to know it.
+The allowed values of a configuration are in `run.fields`, where runs without a command line are
+checked too.
 """

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from mnist_flax.cli import fields
 from mnist_flax.errors import UserError
+from mnist_flax.run import fields
 from mnist_flax.runtime import signals
 from mnist_flax.runtime.hosts import LostProcess
 
@@ -79,7 +79,7 @@ def _parse_flags(default_recipe: str, argv: Sequence[str]) -> list[str]:
     Raises:
       UserError: one line on what is wrong and what is allowed.
     """
-    fields.check_overrides(argv)
+    _check_overrides(argv)
     if not any(re.match(r"--?config(=|$)", argument) for argument in argv):
         argv = [argv[0], f"--config={_find_recipe(default_recipe)}", *argv[1:]]
     try:
@@ -91,9 +91,33 @@ def _parse_flags(default_recipe: str, argv: Sequence[str]) -> list[str]:
     except UserError:
         raise
     except Exception as error:  # of absl, of ml_collections, or in the recipe itself
-        raise UserError(fields.explain(error)) from None
+        raise UserError(_explain(error)) from None
     if positional:
         own = flags.FLAGS.get_key_flags_for_module(argv[0])
         allowed = ", ".join(f"--{flag.name}" for flag in own)
         raise UserError(f"{positional[0]!r} is not a flag; allowed: {allowed}")
     return list(argv[:1])
+
+
+def _check_overrides(arguments: Sequence[str]) -> None:
+    """Checks that every `--config.FIELD` argument names a field.
+
+    Raises:
+      UserError: names the unknown field and the fields of its group.
+    """
+    for argument in arguments:
+        match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+        if match and match[1] not in fields.FIELDS:
+            raise fields.unknown(match[1])
+
+
+def _explain(error: Exception) -> str:
+    """Returns one line for an error that parsing flags or loading a recipe raised."""
+    text = str(error).strip()
+    if "Traceback" in text:  # of a recipe; its last line names the error
+        text = text.splitlines()[-1]
+    text = " ".join(text.split())
+    match = re.search(r"--config\.([\w.]+)=", text)
+    if match and match[1] in fields.FIELDS:
+        return f"{text}; allowed: {fields.FIELDS[match[1]].allowed}"
+    return text if isinstance(error, flags.Error) else f"{type(error).__name__}: {text}"

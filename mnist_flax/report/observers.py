@@ -46,7 +46,8 @@ class Pictures(Observer):
       dataset: which data the titles name, and the test images.
       steps_per_epoch: to place steps on the axis of epochs.
       create_examples: returns an image and augmentations of it; None draws no augmentation.png.
-      drawn: the bytes of the newest picture of each kind.
+      warn: prints a line.
+      drawn: the newest picture of each kind, as the future bytes of a PNG.
     """
 
     folder: Any
@@ -186,15 +187,17 @@ class Console(Observer):
       num_epochs: of the whole run.
       title: of the data.
       path: of the workdir.
+      is_finished: whether the run was finished before.
     """
 
     progress: Progress
     num_epochs: int
     title: str
     path: Any
+    is_finished: bool
 
     def start(self, history: History) -> None:
-        if history.epoch >= self.num_epochs:
+        if self.is_finished:
             self.progress.line("This run is finished; its pictures are drawn again")
         elif history.epoch:
             self.progress.line(f"Resuming after epoch {history.epoch} of {self.num_epochs}")

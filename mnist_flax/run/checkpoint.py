@@ -43,12 +43,14 @@ class Checkpoints:
 
     Args:
       folder: created by the first save; all processes of a run must see the same.
-      keep: how many of the newest to keep; the best is kept as well.
+      keep: how many of the newest to keep.
+      keep_best: whether to keep the best as well.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int):
+    def __init__(self, folder: pathlib.Path, keep: int, keep_best: bool = True):
         self._folder = folder.absolute()
         self._keep = keep
+        self._keep_best = keep_best
         self._manager: Any = None
 
     def restore(
@@ -97,19 +99,13 @@ class Checkpoints:
           history: up to that state.
 
         Raises:
-          UserError: it cannot be written.
+          Exception: whatever the system or Orbax raises, if it cannot be written.
         """
-        try:
-            self._write(state, history)
-        except Exception as error:  # of the system or of Orbax
-            raise cannot_save(history.epoch, self._folder.parent, error) from None
-
-    def _write(self, state: Any, history: History) -> None:
         import orbax.checkpoint as ocp
 
         if self._manager is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._manager = _create_manager(self._folder, self._keep)
+            self._manager = _create_manager(self._folder, self._keep, self._keep_best)
         arrays = _arrays(state, history)
         # In every process, so that none waits for another that finds no room.
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
@@ -136,7 +132,7 @@ def cannot_save(epoch: int, folder: pathlib.Path, error: Exception) -> UserError
     )
 
 
-def _create_manager(folder: pathlib.Path, keep: int) -> Any:
+def _create_manager(folder: pathlib.Path, keep: int, keep_best: bool) -> Any:
     import orbax.checkpoint as ocp
     from orbax.checkpoint import checkpoint_managers
 
@@ -144,7 +140,7 @@ def _create_manager(folder: pathlib.Path, keep: int) -> Any:
         return metrics["accuracy"], -metrics["epoch"]  # the first of equals
 
     best = checkpoint_managers.BestN(n=1, get_metric_fn=rank)
-    policies = [checkpoint_managers.LatestN(keep), best]
+    policies = [checkpoint_managers.LatestN(keep), *([best] if keep_best else [])]
     # With the processes named, they wait for each other without the help of the devices, which
     # may be training at that time.
     multiprocessing = ocp.options.MultiprocessingOptions(
@@ -164,7 +160,7 @@ def _create_manager(folder: pathlib.Path, keep: int) -> Any:
 
 def _arrays(state: Any, history: History) -> dict[str, Any]:
     arrays = {"state": state}
-    if history.losses.size:  # Orbax takes no empty arrays
+    if history.losses.size:  # Orbax cannot save empty arrays
         arrays |= {"losses": history.losses, "accuracies": history.accuracies}
     return arrays
 

@@ -1,4 +1,4 @@
-"""Saves a run beside its training."""
+"""Saves checkpoints in the background while training continues."""
 
 import pathlib
 from collections.abc import Callable
@@ -13,22 +13,25 @@ from mnist_flax.run.history import History
 from mnist_flax.runtime import hosts
 from mnist_flax.runtime.background import Background
 
+_ABORT_SECONDS = 10  # for a checkpoint that is being written when a run is aborted
+
 
 class Saver:
     """Saves checkpoints in the background, and restores them.
 
     Args:
       folder: of the checkpoints.
-      keep: how many of the newest to keep; the best is kept as well.
+      keep: how many of the newest to keep.
+      keep_best: whether to keep the best as well.
 
     Attributes:
       saved_epochs: how many epochs the newest complete checkpoint holds.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int):
+    def __init__(self, folder: pathlib.Path, keep: int, keep_best: bool = True):
         self.saved_epochs = 0
         self._folder = folder
-        self._checkpoints = Checkpoints(folder, keep)
+        self._checkpoints = Checkpoints(folder, keep, keep_best)
         self._background = Background("saving")
         self._saving: Future | None = None
 
@@ -57,17 +60,19 @@ class Saver:
         """Waits, in all processes, for what is being saved.
 
         Raises:
-          UserError: one of them could not save it.
+          UserError: one of them could not save it; raised once.
         """
         with hosts.together():
-            if self._saving is not None:
-                self._saving.result()
+            saving, self._saving = self._saving, None
+            if saving is not None:
+                saving.result()
 
-    def abort(self, timeout: float) -> UserError | None:
-        """Waits, up to `timeout` seconds, for what is being saved; returns what went wrong."""
+    def abort(self) -> UserError | None:
+        """Waits some seconds for what is being saved, and returns what went wrong with it."""
+        saving, self._saving = self._saving, None
         try:
-            if self._saving is not None:
-                self._saving.result(timeout)
+            if saving is not None:
+                saving.result(_ABORT_SECONDS)
         except UserError as error:
             return error
         except TimeoutError:
@@ -79,11 +84,11 @@ class Saver:
         self._background.close(timeout=0)
 
     def _save(self, copy: Any, history: History, then: Callable[[], None]) -> None:
-        self._checkpoints.save(copy, history)
-        self.saved_epochs = history.epoch
         try:
+            self._checkpoints.save(copy, history)
+            self.saved_epochs = history.epoch
             then()
-        except OSError as error:
+        except Exception as error:  # of the system, of Orbax, or of whoever is told
             raise cannot_save(history.epoch, self._folder.parent, error) from None
 
 

@@ -20,6 +20,7 @@ from mnist_flax.evaluate import Evaluation
 from mnist_flax.report.observers import Console, Observer, Pictures, WandB
 from mnist_flax.report.progress import Progress
 from mnist_flax.report.tracking import Tracker, run_name
+from mnist_flax.run import fields
 from mnist_flax.run.checkpoint import snapshot
 from mnist_flax.run.history import History
 from mnist_flax.run.saver import Saver
@@ -28,7 +29,6 @@ from mnist_flax.run.workdir import REPLICAS, Files, Workdir, check_workdir
 from mnist_flax.runtime import compilation, hosts, signals
 from mnist_flax.runtime.signals import Interrupted
 
-_ABORT_SECONDS = 10  # for a checkpoint that is being written when a run is aborted
 _SHARED_SECONDS = 10  # for a file of one host to be seen by another
 
 CreateExamples = Callable[[], tuple[np.ndarray, np.ndarray]]
@@ -37,11 +37,12 @@ CreateExamples = Callable[[], tuple[np.ndarray, np.ndarray]]
 class Session:
     """A run, as a context manager around its loop. All processes of the run call the same methods.
 
-    Leaving the block with an error, or because of a signal, ends what is under way first. The
+    Leaving the block because of an error or a signal first finishes the work in progress. The
     arguments are those of `train.run`.
 
     Raises:
-      UserError: on entering, if `workdir` holds another run or cannot be written.
+      UserError: on entering, if the configuration is invalid, or `workdir` holds another run or
+        cannot be written.
       Interrupted: a signal stopped the run.
       LostProcess: another process failed or is gone.
     """
@@ -56,11 +57,12 @@ class Session:
         self._history = History()
         self._has_begun = False
         self._observers: list[Observer] = []
-        self._stack = contextlib.ExitStack()
+        self._stack, self._deferred = contextlib.ExitStack(), contextlib.ExitStack()
 
     def __enter__(self) -> "Session":
+        fields.check(self._config)
         compilation.use_cache()
-        with self.together():
+        with hosts.watched(), self.together():
             if hosts.is_main():
                 check_workdir(self._given, self._config.to_dict())
         return self
@@ -79,9 +81,8 @@ class Session:
         hosts.check_same(hashlib.sha256(config.to_json().encode()).hexdigest(), "configuration")
         hosts.check_same(f"{dataset.title}, {dataset.mean}, {dataset.std}", "dataset")
         self._dataset, self._create_examples = dataset, create_examples
-        self._path, self._folder = _open_folder(self._given, config)
-        quiet = self._folder is None
-        self._progress = Progress(config.num_epochs, len(dataset.train), quiet=quiet)
+        self._path, self._folder = _open_folder(self._given, config, self._stack)
+        self._progress = Progress(config.num_epochs, len(dataset.train), self._folder is None)
         self._stack.callback(self._progress.close)
         self.line(f"Workdir: {self._path}")
         self.line(dataset.description)
@@ -91,7 +92,7 @@ class Session:
         self._progress.line(text)
 
     def restore(self, state: Any, steps_per_epoch: int) -> Any:
-        """Returns the state of the last complete checkpoint, or `state` if there is none.
+        """Returns the state of the last complete checkpoint, or `state` for a new run.
 
         Raises:
           UserError: the checkpoints cannot be read, or are of other data.
@@ -117,7 +118,7 @@ class Session:
                 )
             for observer in self._observers:
                 observer.start(self._history)
-        self._stack.enter_context(signals.deferred())
+        self._deferred.enter_context(signals.deferred())
         self._has_begun = True
         if restored is None:
             # So that a run that stops in its first epoch resumes under the same name in W&B.
@@ -164,7 +165,7 @@ class Session:
         """Waits for the last checkpoint, and leaves the results."""
         self._saver.wait()
         self._check_signals()
-        self._stack.close()
+        self._deferred.close()
         if self._folder is None:
             return
         summary = summarize(
@@ -179,11 +180,10 @@ class Session:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._stack.close()
-        if error is None:
-            return
-        if self._has_begun:
+        self._deferred.close()
+        if error is not None and self._has_begun:
             self._abort()
+        self._stack.close()
         if isinstance(error, Interrupted) and self._has_begun:
             progress = f"after epoch {self._saver.saved_epochs} of {self._config.num_epochs}"
             raise Interrupted(error.number, progress, str(self._path)) from None
@@ -208,7 +208,7 @@ class Session:
             raise Interrupted(number)
 
     def _abort(self) -> None:
-        if error := self._saver.abort(_ABORT_SECONDS):
+        if error := self._saver.abort():
             self.line(f"error: {error}")
         for observer in self._observers:
             observer.abort()
@@ -247,8 +247,9 @@ def _create_observers(
     line = progress.line
     examples = create_examples if config.augment.enabled else None
     pictures = Pictures(folder.figures, dataset, steps_per_epoch, examples, line)
-    console = Console(progress, config.num_epochs, dataset.title, folder.path)
-    if folder.is_finished and history.epoch >= config.num_epochs:
+    is_finished = folder.is_finished and history.epoch >= config.num_epochs
+    console = Console(progress, config.num_epochs, dataset.title, folder.path, is_finished)
+    if is_finished:
         return [pictures, console]
     tracker = Tracker(
         config,
@@ -260,16 +261,19 @@ def _create_observers(
         say=line,
     )
     wandb = WandB(tracker, dataset, steps_per_epoch, pictures, line)
-    # Numbers are on the disk before anything can stall.
+    # W&B logs the pictures, and can stall: by then, everything else is on the disk.
     return [pictures, Files(folder), wandb, console]
 
 
-def _open_folder(given: str, config: ConfigDict) -> tuple[pathlib.Path, Workdir | None]:
+def _open_folder(
+    given: str, config: ConfigDict, stack: contextlib.ExitStack
+) -> tuple[pathlib.Path, Workdir | None]:
     """Returns the path of the workdir in every process, and in process 0 the folder to write."""
     folder, path = None, pathlib.Path()
     with hosts.together():
         if hosts.is_main():
             folder = Workdir(given, config.to_dict())
+            stack.callback(folder.close)
             path = folder.path
             if (path / REPLICAS).exists():
                 raise UserError(f"--workdir={path} holds a study; allowed: a new folder")

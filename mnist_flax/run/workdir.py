@@ -43,7 +43,7 @@ class Workdir:
     ) -> None:
         """Creates the folder, a dated one if `path` is empty, or takes over the run that it holds.
 
-        Until the process ends, no other process can use the folder.
+        Until it is closed, or the process ends, nobody else can use the folder.
 
         Raises:
           UserError: the folder holds another run, is in use, or cannot be written.
@@ -61,6 +61,11 @@ class Workdir:
                 self.write("config.json", self._config)
         except OSError as error:
             raise _unusable(path, error) from None
+
+    def close(self) -> None:
+        """Lets others use the folder."""
+        if self._lock is not None:
+            self._lock.close()
 
     @property
     def is_finished(self) -> bool:
@@ -95,7 +100,7 @@ class Workdir:
         self.write(name, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def reopen(self) -> None:
-        """Prepares for epochs to come: config.json gets their number, summary.json is removed."""
+        """Prepares to train more epochs: updates config.json and removes summary.json."""
         self.write("config.json", self._config)
         (self.path / "summary.json").unlink(missing_ok=True)
 
@@ -244,8 +249,9 @@ def _lock(folder: pathlib.Path) -> Any:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip() or "another process"
+        with file:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
         raise UserError(
             f"--workdir={folder} is in use by {owner}; choose another folder, or wait"
         ) from None

@@ -39,6 +39,7 @@ class Background:
         self._stop_on_error = stop_on_error
         self._failed = False
         self._given_up = False
+        self._dropping = False
         self._jobs: queue.SimpleQueue = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -70,18 +71,19 @@ class Background:
         self._given_up = self._thread.is_alive()
         return not self._given_up
 
-    _dropping = False
-
     def _run(self) -> None:
         while (item := self._jobs.get()) is not None:
-            future, job, args = item
-            if self._dropping or (self._failed and self._stop_on_error):
-                future.cancel()
-                continue
-            try:
-                future.set_result(job(*args))
-            except Exception as error:
-                if self._warn is not None and not self._failed and not self._given_up:
-                    self._warn(f"{self._name}: {type(error).__name__}: {error}".splitlines()[0])
-                self._failed = True
-                future.set_exception(error)
+            self._do(*item)
+            del item  # otherwise its arguments would stay in memory until the next job
+
+    def _do(self, future: Future, job: Callable[..., Any], args: tuple) -> None:
+        if self._dropping or (self._failed and self._stop_on_error):
+            future.cancel()
+            return
+        try:
+            future.set_result(job(*args))
+        except Exception as error:
+            if self._warn is not None and not self._failed and not self._given_up:
+                self._warn(f"{self._name}: {type(error).__name__}: {error}".splitlines()[0])
+            self._failed = True
+            future.set_exception(error)

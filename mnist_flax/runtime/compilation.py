@@ -52,7 +52,12 @@ class Compiler:
         self.seconds = 0.0
         self._background = Background("compiler")
         # What is being compiled when Python exits is waited for; what is queued is dropped.
-        atexit.register(self._background.close, drop=True)
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Drops what is not yet being compiled, and waits for the rest."""
+        atexit.unregister(self.close)
+        self._background.close(drop=True)
 
     def submit(self, lower: Callable[..., jax.stages.Lowered], *args: Any) -> "Program":
         """Queues `lower(*args).compile()`.
@@ -81,7 +86,7 @@ class Program:
     def __call__(self, *args: Any) -> Any:
         """Runs the program."""
         if not self._compiled.done():
-            jax.block_until_ready(args)  # computing these is no waiting for the compiler
+            jax.block_until_ready(args)  # time spent computing these does not count as compiling
         return self.wait()(*args)
 
     def wait(self) -> jax.stages.Compiled:

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mnist_flax.errors import UserError
+from mnist_flax.errors import refused
 from mnist_flax.runtime.compilation import compiler_options
 
 BATCH_AXIS = "batch"  # along it, devices have different parts of a batch
@@ -43,11 +43,10 @@ def check_batch_size(batch_size: int, num_images: int) -> None:
     elif batch_size % count:
         below = batch_size // count * count
         nearest = [str(size) for size in (below, below + count) if 0 < size <= num_images]
-        nearest_or_none = " and ".join(nearest) or "none"
-        allowed = f"a multiple of the {count} devices, nearest {nearest_or_none}"
+        allowed = f"a multiple of the {count} devices, nearest {' and '.join(nearest) or 'none'}"
     else:
         return
-    raise UserError(f"config.batch_size={batch_size!r} is not allowed; allowed: {allowed}")
+    raise refused("config.batch_size", batch_size, allowed)
 
 
 def replicated() -> NamedSharding:

@@ -1,4 +1,4 @@
-"""Files that are whole whenever they can be seen."""
+"""Atomic file writes."""
 
 import os
 import pathlib

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from mnist_flax.errors import UserError
 
-# After so long, a process that is stopped or cut off ends all others.
+# A process that is silent for this long counts as lost, and the others stop.
 _HEARTBEAT_SECONDS = 30
 _MESSAGE_BYTES = 2_000
 
@@ -106,6 +106,17 @@ def lost_process(error: BaseException | None) -> LostProcess | None:
         return None
     first = str(error).splitlines()[0]
     return LostProcess(f"another process of the run failed or is gone ({first})")
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """Raises `LostProcess` in place of an error that another process caused."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if lost := lost_process(error):
+            raise lost from error
+        raise
 
 
 @contextlib.contextmanager

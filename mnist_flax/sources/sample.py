@@ -7,7 +7,6 @@ import numpy as np
 from mnist_flax.sources import Loaded, Split
 
 TRAIN_SIZE = 4_000
-TEST_SIZE = 1_000
 _SIDE = 28
 
 

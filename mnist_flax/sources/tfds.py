@@ -107,10 +107,11 @@ def _find_problem(url: str) -> str:
             return f"cannot be reached ({cause})"
 
     # In the background, because looking up a name has no timeout of its own.
-    try:
-        return Background("reach").submit(reach).result(_REACH_SECONDS)
-    except TimeoutError:
+    background = Background("reach")
+    answer = background.submit(reach)
+    if not background.close(_REACH_SECONDS):
         return f"cannot be reached (no answer within {_REACH_SECONDS:.0f} s)"
+    return answer.result()
 
 
 def _verify(path: pathlib.Path, size: int, checksum: str, discard: bool) -> None:

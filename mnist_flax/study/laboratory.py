@@ -1,11 +1,12 @@
 """Runs a study: trains the replicas of a recipe and its variants, and reports on them."""
 
+import contextlib
 import hashlib
 import itertools
 import pathlib
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +14,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mnist_flax import data
-from mnist_flax.cli import fields
-from mnist_flax.errors import UserError
+from mnist_flax.errors import UserError, refused
 from mnist_flax.evaluate import Evaluation
+from mnist_flax.run import fields
 from mnist_flax.run.checkpoint import snapshot
 from mnist_flax.run.history import History
 from mnist_flax.run.saver import Saver
@@ -50,9 +51,11 @@ def run(config: ConfigDict, workdir: str, ensemble: bool = False) -> None:
     dataset = data.load(config.dataset, config.seed)
     for recipe in recipes(config).values():
         devices.check_batch_size(recipe.batch_size, len(dataset.train))
-    study = Study(config, dataset, Workdir(workdir, config.to_dict(), _may_differ), ensemble)
-    with signals.deferred():
-        study.complete()
+    folder = Workdir(workdir, config.to_dict(), _may_differ)
+    with contextlib.closing(folder):
+        study = Study(config, dataset, folder, ensemble)
+        with signals.deferred():
+            study.complete()
 
 
 def _check(config: ConfigDict, ensemble: bool) -> None:
@@ -61,13 +64,13 @@ def _check(config: ConfigDict, ensemble: bool) -> None:
     for name, recipe in recipes(config).items():
         if study.num_final_epochs > recipe.num_epochs:
             allowed = f"at most the {recipe.num_epochs} epochs of {name}"
-            raise fields.refused("study.num_final_epochs", study.num_final_epochs, allowed)
+            raise refused("config.study.num_final_epochs", study.num_final_epochs, allowed)
     if not fields.FIELDS["seed"].accepts(config.seed + study.num_seeds - 1):
         allowed = f"seeds below 2**32 from config.seed={config.seed} on"
-        raise fields.refused("study.num_seeds", study.num_seeds, allowed)
+        raise refused("config.study.num_seeds", study.num_seeds, allowed)
     if ensemble and study.ensemble_size > study.num_seeds:
         allowed = f"at most config.study.num_seeds={study.num_seeds} with --ensemble"
-        raise fields.refused("study.ensemble_size", study.ensemble_size, allowed)
+        raise refused("config.study.ensemble_size", study.ensemble_size, allowed)
 
 
 def _may_differ(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
@@ -149,6 +152,9 @@ class Study:
                 raise Interrupted(error.number, share, str(self._folder.path)) from None
             raise
 
+    def _plan(self) -> Iterator[tuple[str, list[int]]]:
+        return _plan(self._settings.num_together, self._recipes, self._seeds, self._finished)
+
     def _announce(self) -> None:
         line = self._progress.line
         line(f"Workdir: {self._folder.path}")
@@ -158,57 +164,45 @@ class Study:
             f"{len(self._seeds)}), {len(self._finished)} of them finished; {devices.describe()}"
         )
 
-    def _plan(self) -> Iterator[tuple[str, list[int]]]:
-        """Yields the replicas to be trained, those together that can be.
-
-        Where they are trained one after another, it is seed by seed, so that a study that is
-        interrupted has something of every variant.
-        """
-        size = self._settings.num_together
-        if not size:
-            # On a CPU, several in one program took longer than one after another.
-            size = 1 if jax.default_backend() == "cpu" else len(self._seeds)
-        for start in range(0, len(self._seeds), size):
-            for name in self._recipes:
-                part = self._seeds[start : start + size]
-                seeds = [seed for seed in part if (name, seed) not in self._finished]
-                if seeds:
-                    yield name, seeds
-
     def _train(self, name: str, trainer: Replicas, seeds: Sequence[int]) -> None:
         """Trains replicas to their end, from their last epoch on if they were interrupted."""
         num_epochs, num_images = self._recipes[name].num_epochs, len(self._dataset.train)
         label = f"{name}, seed {seeds[0]}" + (f" to {seeds[-1]}" if len(seeds) > 1 else "")
         final, title = self._settings.num_final_epochs, self._dataset.title
         identity = _identity(self._recipes[name], seeds, final, title)
-        state, first = trainer.create_states(seeds), History("", identity)
-        saver = Saver(self._store.unfinished(name, seeds), keep=1)
-        restored = saver.restore(state, 0, must_exist=False, warn=self._progress.line)
-        # A recipe that was changed since then starts again.
-        if restored is not None and restored[1].data == first.data:
-            state, first = restored
-        history = first
+        folder = self._store.unfinished(name, seeds, identity[:12])
+        saver = Saver(folder, keep=1, keep_best=False)
+        state, history = trainer.create_states(seeds), History(data=identity)
+        if restored := saver.restore(state, 0, must_exist=False, warn=self._progress.line):
+            state, history = restored
         self._progress.start(label, len(seeds))
         self._progress.finish_epoch(history.epoch * num_images)
         results: dict[str, list[Evaluation]] = {}
-        for epoch in range(history.epoch + 1, num_epochs + 1):
-            self._progress.start(f"{label}, epoch {epoch}/{num_epochs}", len(seeds))
-            state, metrics, seconds = trainer.train_epoch(state, epoch, self._on_step)
-            self._progress.finish_epoch(num_images)
-            results = {"validation": trainer.evaluate_each(state, "validation")}
-            if epoch > num_epochs - final:
-                results["test"] = trainer.evaluate_each(state, "test")
-            records = trainer.records(epoch, metrics, results, seconds)
-            history = history.extended({"replicas": finite(records)})
-            saver.wait()
-            if epoch < num_epochs:
-                saver.save(snapshot(state)[0], history)
-        for index, seed in enumerate(seeds):
-            mine = {split: of_split[index] for split, of_split in results.items() if of_split}
-            self._keep(
-                name, seed, trainer, [epoch["replicas"][index] for epoch in history.records], mine
-            )
-        saver.close()
+        try:
+            for epoch in range(history.epoch + 1, num_epochs + 1):
+                self._progress.start(f"{label}, epoch {epoch}/{num_epochs}", len(seeds))
+                state, metrics, seconds = trainer.train_epoch(state, epoch, self._on_step)
+                self._progress.finish_epoch(num_images)
+                results = {"validation": trainer.evaluate_each(state, "validation")}
+                if epoch > num_epochs - final:
+                    results["test"] = trainer.evaluate_each(state, "test")
+                records = trainer.records(epoch, metrics, results, seconds)
+                history = history.extended({"replicas": finite(records)})
+                saver.wait()
+                if epoch < num_epochs:
+                    saver.save(snapshot(state)[0], history)
+            for index, seed in enumerate(seeds):
+                mine = {split: of_split[index] for split, of_split in results.items() if of_split}
+                self._keep(
+                    name,
+                    seed,
+                    trainer,
+                    [epoch["replicas"][index] for epoch in history.records],
+                    mine,
+                )
+        finally:  # an epoch that is finished is not lost to a signal
+            saver.abort()
+            saver.close()
         self._store.discard(name, seeds)
 
     def _keep(
@@ -256,6 +250,23 @@ class Study:
             config.seed = seed
             config.wandb.group = config.wandb.group or self._folder.path.resolve().name
         return config
+
+
+def _plan(
+    num_together: int, names: Iterable[str], seeds: Sequence[int], finished: Container
+) -> Iterator[tuple[str, list[int]]]:
+    """Yields the replicas to be trained, those together that can be.
+
+    Where they are trained one after another, it is seed by seed, so that a study that is
+    interrupted has something of every variant.
+    """
+    # On a CPU, several in one program took longer than one after another.
+    size = num_together or (1 if jax.default_backend() == "cpu" else len(seeds))
+    for start in range(0, len(seeds), size):
+        for name in names:
+            part = seeds[start : start + size]
+            if left := [seed for seed in part if (name, seed) not in finished]:
+                yield name, left
 
 
 def _identity(recipe: ConfigDict, seeds: Sequence[int], num_final_epochs: int, title: str) -> str:

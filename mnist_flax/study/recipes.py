@@ -5,8 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mnist_flax.cli import fields
-from mnist_flax.errors import UserError
+from mnist_flax.errors import UserError, refused
+from mnist_flax.run import fields
 from mnist_flax.run.configs import flatten
 
 BASE = "base"  # the recipe without overrides
@@ -20,12 +20,12 @@ def recipes(config: ConfigDict) -> dict[str, ConfigDict]:
     Raises:
       UserError: names the variant, what is wrong with it and what is allowed.
     """
-    named = {BASE: _without_variants(config)}
     variants = config.get("study", {}).get("variants", {})
     if not isinstance(variants, ConfigDict):
-        raise fields.refused(
-            "study.variants", variants, "a name and the fields that differ, for each"
-        )
+        allowed = "a name and the fields that differ, for each"
+        raise refused("config.study.variants", variants, allowed)
+    named = {BASE: _without_variants(config)}
+    fields.check(named[BASE])
     for name, overrides in variants.items():
         where = f"config.study.variants[{name!r}]"
         if name == BASE or not re.fullmatch(_VARIANT_NAME, name):
@@ -56,7 +56,7 @@ def _overridden(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:
         if name not in fields.FIELDS:
             raise fields.unknown(name)
         if re.match(_SHARED, name):
-            raise fields.refused(name, value, "the same in all variants")
+            raise refused(f"config.{name}", value, "the same in all variants")
         with copy.ignore_type():
             copy.update_from_flattened_dict({name: value})
     return copy

@@ -24,7 +24,8 @@ class Replicas(Trainer):
     """Trains several seeds of a recipe together.
 
     States, orders, metrics and logits have a leading axis, `[replicas, ...]`, which is spread over
-    as many devices as divide it; the others repeat the work. Each replica is the run of its seed.
+    as many devices as divide it; the others repeat the work. Each replica comes to what the run of
+    its seed comes to.
 
     Args:
       config: of the recipe.
@@ -59,15 +60,14 @@ class Replicas(Trainer):
         seconds: float,
     ) -> list[dict[str, float]]:
         """Returns each replica's record of an epoch, with an equal share of the seconds."""
-        return [
-            self.record(
-                epoch,
-                StepMetrics(*(values[:, index] for values in metrics)),
-                {split: of_split[index] for split, of_split in results.items() if of_split},
-                seconds / self.num_replicas,
-            )
-            for index in range(self.num_replicas)
-        ]
+        records = []
+        for index in range(self.num_replicas):
+            mine = {split: of_split[index] for split, of_split in results.items() if of_split}
+            steps = StepMetrics(*(values[:, index] for values in metrics))
+            record = self.record(epoch, steps, mine, seconds / self.num_replicas)
+            del record["images_per_second"]  # of several replicas together, it would mislead
+            records.append(record)
+        return records
 
     def memory(self) -> int:
         """Waits for all programs; returns the bytes of a device's memory the largest one needs."""

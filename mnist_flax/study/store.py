@@ -15,6 +15,7 @@ from mnist_flax.errors import UserError
 from mnist_flax.runtime.files import write_whole
 
 _TRACKED = ".tracked"  # marks a replica that W&B has
+_UNFINISHED = ".unfinished"  # ends the name of a folder of checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,13 +119,21 @@ class ReplicaStore:
                 "to train it again"
             ) from None
 
-    def unfinished(self, variant: str, seeds: Sequence[int]) -> pathlib.Path:
-        """Returns the folder for checkpoints of replicas under way."""
-        return self._folder / variant / f"{seeds[0]}-{seeds[-1]}.unfinished"
+    def unfinished(self, variant: str, seeds: Sequence[int], identity: str) -> pathlib.Path:
+        """Returns the folder for checkpoints of replicas under way.
+
+        Args:
+          variant: its name.
+          seeds: of the replicas.
+          identity: tells them from those of another recipe of the same name, or of other data.
+        """
+        return self._folder / variant / f"{seeds[0]}-{seeds[-1]}.{identity}{_UNFINISHED}"
 
     def discard(self, variant: str, seeds: Sequence[int]) -> None:
-        """Removes the checkpoints of replicas that are finished."""
-        shutil.rmtree(self.unfinished(variant, seeds), ignore_errors=True)
+        """Removes all checkpoints of replicas that are finished."""
+        for folder in (self._folder / variant).glob(f"*{_UNFINISHED}"):
+            if int(folder.name.partition("-")[0]) in seeds:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def is_tracked(self, replica: Replica) -> bool:
         """Whether W&B has it."""

@@ -6,15 +6,13 @@ A new field gets a row in `FIELDS`.
 import math
 import numbers
 import os
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from absl import flags
 from ml_collections import ConfigDict
 
 from mnist_flax import augment, data, model, optimizer
-from mnist_flax.errors import UserError
+from mnist_flax.errors import UserError, refused
 from mnist_flax.run.configs import flatten
 from mnist_flax.sources import sample, tfds
 
@@ -137,30 +135,6 @@ FIELDS: dict[str, Field] = {
 }
 
 
-def check_overrides(arguments: Sequence[str]) -> None:
-    """Checks that every `--config.FIELD` argument names a field.
-
-    Raises:
-      UserError: names the unknown field and the fields of its group.
-    """
-    for argument in arguments:
-        match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
-        if match and match[1] not in FIELDS:
-            raise unknown(match[1])
-
-
-def explain(error: Exception) -> str:
-    """Returns one line for an error that parsing flags or loading a recipe raised."""
-    text = str(error).strip()
-    if "Traceback" in text:  # of a recipe; its last line names the error
-        text = text.splitlines()[-1]
-    text = " ".join(text.split())
-    match = re.search(r"--config\.([\w.]+)=", text)
-    if match and match[1] in FIELDS:
-        return f"{text}; allowed: {FIELDS[match[1]].allowed}"
-    return text if isinstance(error, flags.Error) else f"{type(error).__name__}: {text}"
-
-
 def check(config: ConfigDict) -> None:
     """Checks a whole configuration: its fields, their values, and how they fit together.
 
@@ -179,7 +153,7 @@ def check(config: ConfigDict) -> None:
     num_images = train_size - config.dataset.validation_size
     if config.batch_size > num_images:
         allowed = f"at most the {num_images:,} training images"
-        raise refused("batch_size", config.batch_size, allowed)
+        raise refused("config.batch_size", config.batch_size, allowed)
 
 
 def _check_fields(config: ConfigDict) -> None:
@@ -191,19 +165,15 @@ def _check_fields(config: ConfigDict) -> None:
         if name not in values:
             raise UserError(f"config.{name} is missing; allowed: {field.allowed}")
         if not field.accepts(values[name]):
-            raise refused(name, values[name], field.allowed)
+            raise refused(f"config.{name}", values[name], field.allowed)
 
 
 def _check_dataset(dataset: ConfigDict) -> None:
     if dataset.source == "sample" and dataset.name != "mnist":
-        raise refused("dataset.source", "sample", f"auto or tfds for {dataset.name}")
+        raise refused("config.dataset.source", "sample", f"auto or tfds for {dataset.name}")
     if dataset.source == "sample" and dataset.manual_dir:
-        raise refused("dataset.manual_dir", dataset.manual_dir, "empty with dataset.source=sample")
-
-
-def refused(name: str, value: Any, allowed: str) -> UserError:
-    """Returns the error of a field's value."""
-    return UserError(f"config.{name}={value!r} is not allowed; allowed: {allowed}")
+        allowed = "empty with dataset.source=sample"
+        raise refused("config.dataset.manual_dir", dataset.manual_dir, allowed)
 
 
 def unknown(name: str) -> UserError:
