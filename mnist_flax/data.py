@@ -29,7 +29,7 @@ class Dataset(NamedTuple):
     note: str = ""  # why the sample is used, if it is
 
     @property
-    def evaluated(self) -> dict[str, Split]:
+    def eval_splits(self) -> dict[str, Split]:
         """The splits to evaluate, by name."""
         splits = {"validation": self.validation, "test": self.test}
         return {name: split for name, split in splits.items() if split is not None}

@@ -30,7 +30,7 @@ class TrainState(train_state.TrainState):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
-    def evaluated(self) -> dict[str, Any]:
+    def eval_variables(self) -> dict[str, Any]:
         """What the network is applied to when it is evaluated."""
         return self.average or self.variables
 
@@ -119,7 +119,7 @@ def predict(
     """
 
     def apply(images: jax.Array) -> jax.Array:
-        return state.apply_fn(state.evaluated, normalize(images), train=False)
+        return state.apply_fn(state.eval_variables, normalize(images), train=False)
 
     logits = apply(images)
     num_views = config.evaluation.num_views

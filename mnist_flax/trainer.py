@@ -69,12 +69,13 @@ class Trainer:
             return self._lower(train, *own, 0, *self._placed.train, **options)
 
         def lower_predict() -> jax.stages.Lowered:
-            images = self._placed.evaluated["test"][0]
+            images = self._placed.eval_batches["test"][0]
             return self._lower(self._predict, create.out_info, images, batch_size=len(images))
 
         sizes = sorted({size for _, size in self.batches}, reverse=True)
         self._steps = {size: self.compiler.submit(lower_step, size) for size in sizes}
         self._predictor = self.compiler.submit(lower_predict)
+        self.compiler.finish()
         self._creator, self._shuffler = create.compile(), shuffle.compile()
         programs = [*self._steps.values(), self._predictor]
         for program in programs[: 1 if jax.default_backend() == "cpu" else None]:
@@ -85,7 +86,7 @@ class Trainer:
     @staticmethod
     def place(dataset: data.Dataset) -> devices.Placed:
         """Puts a data set on all devices."""
-        images = {name: split.images for name, split in dataset.evaluated.items()}
+        images = {name: split.images for name, split in dataset.eval_splits.items()}
         return devices.place(dataset.train, images)
 
     def create_state(self, seed: int) -> TrainState:
@@ -125,16 +126,16 @@ class Trainer:
 
     def predict(self, state: TrainState, split: str) -> np.ndarray:
         """Returns the logits of the split 'test' or 'validation', float32 `[n, classes]`."""
-        batches = self._placed.evaluated[split]
+        batches = self._placed.eval_batches[split]
         logits = jax.device_get([self._predictor(state, batch) for batch in batches])
         # The last batch may be padded with blank images.
-        return np.concatenate(logits, axis=-2)[..., : len(self._dataset.evaluated[split]), :]
+        return np.concatenate(logits, axis=-2)[..., : len(self._dataset.eval_splits[split]), :]
 
     def evaluate(self, state: TrainState) -> dict[str, Evaluation]:
         """Returns the results on the whole test split, and on the validation split if any."""
         return {
             name: evaluate(self.predict(state, name), split.labels)
-            for name, split in self._dataset.evaluated.items()
+            for name, split in self._dataset.eval_splits.items()
         }
 
     def record(

@@ -52,12 +52,11 @@ class Compiler:
         self.seconds = 0.0
         self._background = Background("compiler")
         # What is being compiled when Python exits is waited for; what is queued is dropped.
-        atexit.register(self.close)
+        atexit.register(self._background.close, drop=True)
 
-    def close(self) -> None:
-        """Drops what is not yet being compiled, and waits for the rest."""
-        atexit.unregister(self.close)
-        self._background.close(drop=True)
+    def finish(self) -> None:
+        """Ends the thread after the programs that were submitted; no others may follow."""
+        self._background.close(timeout=0)
 
     def submit(self, lower: Callable[..., jax.stages.Lowered], *args: Any) -> "Program":
         """Queues `lower(*args).compile()`.

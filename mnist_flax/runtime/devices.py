@@ -58,18 +58,18 @@ class Placed(NamedTuple):
     """A data set that lies on every device."""
 
     train: tuple[jax.Array, ...]  # images and labels
-    evaluated: dict[str, list[jax.Array]]  # images by split, in batches of one size
+    eval_batches: dict[str, list[jax.Array]]  # images by split, in batches of one size
 
 
-def place(train: Iterable[np.ndarray], evaluated: dict[str, np.ndarray]) -> Placed:
+def place(train: Iterable[np.ndarray], eval_images: dict[str, np.ndarray]) -> Placed:
     """Puts a data set on every device.
 
     Args:
       train: images and labels.
-      evaluated: images by split; rows of 0 fill up the last batch.
+      eval_images: by split; rows of 0 fill up the last batch.
     """
     size = _CPU_PREDICTED if jax.default_backend() == "cpu" else _PREDICTED
-    batches = {name: _batches(x, size * jax.device_count()) for name, x in evaluated.items()}
+    batches = {name: _batches(x, size * jax.device_count()) for name, x in eval_images.items()}
     return Placed(tuple(map(put, train)), batches)
 
 

@@ -222,7 +222,7 @@ class Study:
             data=self._dataset.title,
             config=self._config_of(name, seed).to_dict(),
             records=records,
-            results={s: _means(final, s, len(self._dataset.evaluated[s])) for s in last},
+            results={s: _means(final, s, len(self._dataset.eval_splits[s])) for s in last},
             train_seconds=sum(record["seconds"] for record in records),
             compile_seconds=trainer.compiler.seconds,
             num_together=trainer.num_replicas,

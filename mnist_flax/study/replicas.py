@@ -47,9 +47,9 @@ class Replicas(Trainer):
 
     def evaluate_each(self, state: TrainState, split: str) -> list[Evaluation]:
         """Returns the replicas' results on a split; none if there is no such split."""
-        if split not in self._dataset.evaluated:
+        if split not in self._dataset.eval_splits:
             return []
-        labels = self._dataset.evaluated[split].labels
+        labels = self._dataset.eval_splits[split].labels
         return [evaluate(logits, labels) for logits in self.predict(state, split)]
 
     def records(
