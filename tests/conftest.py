@@ -1,48 +1,54 @@
-"""Shared by the tests: small configurations, MNIST's folder, and the real command."""
+"""Shared by the tests: one compilation cache, small configurations, MNIST's folder, the command."""
 
+import fcntl
+import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-# XLA's newer code generation for CPUs takes twice as long to compile; where it can be switched off,
-# the tests, which compile far more than they compute, do so. A jaxlib that does not know the flag
-# ends its process: ask another one first. The real command, in its own process, runs without this
-# and all that follows.
-_QUICK = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"}
+_CACHE = "MNIST_FLAX_TESTS_CACHE"  # names the folder of compiled programs
+_XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
+# XLA's newer code generation for CPUs takes twice as long to compile.
+_QUICK = {"XLA_FLAGS": f"{_XLA_FLAGS} --xla_cpu_use_fusion_emitters=false"}
 _ASK = [sys.executable, "-c", "import jax; jax.devices()"]
-if not subprocess.run(_ASK, env=os.environ | _QUICK, capture_output=True).returncode:
-    os.environ.update(_QUICK)
+
+if _CACHE not in os.environ:  # xdist's workers have the cache and the flags of their parent
+    _folder = tempfile.TemporaryDirectory(prefix="mnist_flax-tests-")
+    os.environ[_CACHE] = _folder.name
+    # A jaxlib that does not know the flag ends its process, so another one is asked first.
+    if not subprocess.run(_ASK, env=os.environ | _QUICK, capture_output=True).returncode:
+        os.environ.update(_QUICK)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
-from configs import default  # noqa: E402
-from tests.runs import ROOT, environment  # noqa: E402
+from mnist_flax import data  # noqa: E402
+from tests.runs import ROOT, TINY, environment, load_few, tiny  # noqa: E402
 
-# The four IDX files of MNIST; elsewhere than beside the project, set MNIST_DIR.
+# The four IDX files of MNIST; set MNIST_DIR if they are elsewhere than beside the project.
 MNIST_DIR = pathlib.Path(os.environ.get("MNIST_DIR", ROOT.parent / "shared" / "mnist"))
 
-# Compile what tests share but once, and with little effort.
-_CACHE = tempfile.TemporaryDirectory(prefix="mnist_flax-tests-")
+# The tests compile far more than they compute. The real command, in processes of its own, has the
+# same cache, and none of the other settings.
 jax.config.update("jax_disable_most_optimizations", True)
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_compilation_cache_dir", os.environ[_CACHE])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @pytest.fixture
 def tiny_config() -> ConfigDict:
-    config = default.get_config()
-    config.dataset.source = "sample"
-    config.wandb.mode = "disabled"
-    config.batch_size = 64
-    config.num_epochs = 1
-    config.model.channels = ((4,), (8,))
-    config.model.kernel_sizes = ((5,), (3,))
-    config.model.num_groups = 2
-    return config
+    return tiny()
+
+
+@pytest.fixture
+def small_data(monkeypatch: pytest.MonkeyPatch) -> Callable[..., data.Dataset]:
+    """Makes `data.load` return 640 images to train on and 100 to test on; returns it."""
+    monkeypatch.setattr(data, "load", load_few)
+    return load_few
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +75,47 @@ def run_main() -> Callable[..., subprocess.CompletedProcess]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def finished(run_main: Callable[..., subprocess.CompletedProcess]) -> pathlib.Path:
+    """The folder of a run of `TINY` that was never interrupted, one for all of xdist's workers.
+
+    Tests that change it take a copy.
+    """
+    workdir = pathlib.Path(os.environ[_CACHE]) / "finished"
+    with open(workdir.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (workdir / "summary.json").exists():
+            done = run_main(*TINY, f"--workdir={workdir}")
+            assert done.returncode == 0, done.stderr
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def fork_main() -> Iterator[Callable[..., subprocess.CompletedProcess]]:
+    """Runs main.py in the fork of a process that has imported what takes time.
+
+    For the many short commands that end with an error: the answer is the same as `run_main`'s.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.fuzz_server"],
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def run(
+        *arguments: str, cwd: pathlib.Path = ROOT, main: bool = True, **env: str
+    ) -> subprocess.CompletedProcess:
+        request = {"arguments": arguments, "cwd": str(cwd), "env": env, "main": main}
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        return subprocess.CompletedProcess(arguments, *json.loads(process.stdout.readline()))
+
+    yield run
+    process.stdin.close()
+    process.wait(10)
+    process.stdout.close()

@@ -1,35 +1,33 @@
-"""Parses command lines, one a process: `python -m tests.fuzz_server`.
+"""Runs command lines, each in a fork of its own: `python -m tests.fuzz_server`.
 
-Each line of standard input is a JSON list of arguments. It is answered by a line, exit status,
-standard output and standard error, of the real parser and checks, short of any training.
+Each line of standard input is a JSON object: `arguments`, `cwd`, `env`, and `main`, which is true
+for main.py itself, and false for its parser and its checks alone. It is answered by a line: exit
+status, standard output and standard error.
 """
 
 import json
 import os
+import runpy
 import sys
 import tempfile
+import traceback
 import warnings
+from typing import Any
 
 from mnist_flax.cli import command
+from tests.runs import ROOT
 
 
-def parse(arguments: list[str]) -> tuple[int, str, str]:
-    """What a process does that is started with these arguments."""
+def answer(request: dict[str, Any]) -> tuple[int, str, str]:
+    """Returns what a process does that is started with these arguments."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        child = os.fork()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # JAX is imported, but has started no thread yet
+            child = os.fork()
         if not child:
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
-            sys.argv = ["main.py", *arguments]
-            status = 99
-            try:
-                command.start(lambda config: print(config.batch_size))
-            except SystemExit as leaving:
-                status = leaving.code if isinstance(leaving.code, int) else int(bool(leaving.code))
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
+            os._exit(_run(**request))
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         texts = []
         for file in (out, err):
@@ -38,7 +36,30 @@ def parse(arguments: list[str]) -> tuple[int, str, str]:
         return status, *texts
 
 
+def _run(arguments: list[str], cwd: str, env: dict[str, str], main: bool) -> int:
+    os.chdir(cwd)
+    os.environ.update(env)
+    try:
+        if main:
+            path = str(ROOT / "main.py")
+            sys.argv = [path, *arguments]
+            runpy.run_path(path, run_name="__main__")
+        else:
+            sys.argv = ["main.py", *arguments]
+            command.start(lambda config: print(config.batch_size))
+        return 0
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else int(bool(leaving.code))
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")
+    # A process that has this setting is not started anew, see `runtime.huge_pages`.
+    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=0"
     for line in sys.stdin:
-        print(json.dumps(parse(json.loads(line))), flush=True)
+        print(json.dumps(answer(json.loads(line))), flush=True)

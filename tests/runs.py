@@ -14,6 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from configs import default
+from mnist_flax import data
 
 ROOT = pathlib.Path(__file__).parents[1]
 # A run of seconds: its numbers mean nothing, but they must be the same again.
@@ -31,8 +35,31 @@ TINY = (
 TIMES = ("seconds", "images_per_second", "compile_seconds", "train_seconds")
 
 
-def environment(**changes: str) -> dict[str, str]:
-    """A machine without a way out, a W&B login or an accelerator."""
+def tiny() -> ConfigDict:
+    """Returns the configuration of a small network on the sample, for one epoch."""
+    config = default.get_config()
+    config.dataset.source = "sample"
+    config.wandb.mode = "disabled"
+    config.batch_size = 64
+    config.num_epochs = 1
+    config.model.channels = ((4,), (8,))
+    config.model.kernel_sizes = ((5,), (3,))
+    config.model.num_groups = 2
+    return config
+
+
+def load_few(config: ConfigDict, seed: int, load: Callable = data.load) -> data.Dataset:
+    """Loads data as `data.load` does, but 640 images to train on and 100 to test on."""
+    dataset = load(config, seed)
+    train, test = (
+        data.Split(split.images[::step], split.labels[::step])
+        for split, step in ((dataset.train, 6), (dataset.test, 10))
+    )
+    return dataset._replace(train=data.Split(train.images[:640], train.labels[:640]), test=test)
+
+
+def environment(**changes: str | None) -> dict[str, str]:
+    """A machine without a way out, a W&B login or an accelerator; None removes a variable."""
     # Port 9 (discard) refuses at once.
     closed = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https")}
     clean = {
@@ -41,11 +68,19 @@ def environment(**changes: str) -> dict[str, str]:
         if not k.upper().startswith("WANDB_") and k != "XLA_FLAGS"
     }
     fixed = {"NETRC": os.devnull, "JAX_PLATFORMS": "cpu", "no_proxy": "127.0.0.1,localhost"}
-    return {**clean, **fixed, **closed, **changes}
+    if cache := jax.config.jax_compilation_cache_dir:  # of the tests, see conftest.py
+        fixed |= {
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            # JAX does not write its cache in one piece, so a process may see half of another's.
+            "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache entry",
+        }
+    changed = {**clean, **fixed, **closed, **changes}
+    return {name: value for name, value in changed.items() if value is not None}
 
 
 class Run(subprocess.Popen):
-    """`python main.py ARGUMENTS`, or another `command`, going on; its output is in a file.
+    """`python main.py ARGUMENTS`, or another `command`, under way; its output is in a file.
 
     Attributes:
       log: the file.
@@ -57,7 +92,7 @@ class Run(subprocess.Popen):
         *arguments: str,
         prefix: tuple[str, ...] = (),
         command: tuple[str, ...] = (str(ROOT / "main.py"),),
-        **env: str,
+        **env: str | None,
     ) -> None:
         self.log = log
         with open(log, "wb") as file:
@@ -74,7 +109,7 @@ class Run(subprocess.Popen):
     def output(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def wait_until(self, reached: Callable[[], Any], seconds: float = 120) -> None:
+    def wait_until(self, reached: Callable[[], Any], seconds: float = 300) -> None:
         """Waits for a moment of the run; fails if it ends before or takes too long."""
         deadline = time.monotonic() + seconds
         while not reached():
@@ -82,7 +117,7 @@ class Run(subprocess.Popen):
             assert time.monotonic() < deadline, self.output
             time.sleep(0.005)
 
-    def wait_for(self, text: str, seconds: float = 120) -> None:
+    def wait_for(self, text: str, seconds: float = 300) -> None:
         """Waits for text in the output."""
         self.wait_until(lambda: text in self.output, seconds)
 
