@@ -34,14 +34,14 @@ def in_namespace(tmp_path):
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=400,
         )
 
     return run
 
 
-def test_a_full_disk_is_said_and_costs_nothing(in_namespace, run_main, tmp_path):
-    """It fills up in the second epoch; with room again, the run goes on."""
+def test_a_full_disk_is_reported_and_costs_nothing(in_namespace, finished, tmp_path):
+    """It fills up in the second epoch; with room again, the run resumes."""
     done = in_namespace("""
         mount -t tmpfs -o size=16m none $dir
         run --workdir=$dir/run >$out/log 2>$out/err &
@@ -63,13 +63,12 @@ def test_a_full_disk_is_said_and_costs_nothing(in_namespace, run_main, tmp_path)
     assert line.startswith(f"error: epoch {reached + 1} cannot be saved in {tmp_path}/dir/run: ")
     assert "No space left on device" in line
     assert 1 <= reached < 4 and reached in epochs(full)
-    assert f"Going on after epoch {reached} of 4" in (tmp_path / "log2").read_text()
-    whole = tmp_path / "whole"
-    run_main(*TINY, f"--workdir={whole}")
-    assert_same_run(tmp_path / "after", whole)
+    assert "cannot be saved" not in (tmp_path / "log").read_text()  # it is said once
+    assert f"Resuming after epoch {reached} of 4" in (tmp_path / "log2").read_text()
+    assert_same_run(tmp_path / "after", finished)
 
 
-def test_a_folder_that_cannot_be_written_is_said(in_namespace, tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(in_namespace, tmp_path):
     done = in_namespace("""
         mount -t tmpfs -o ro none $dir
         run --workdir=$dir/run
@@ -83,16 +82,16 @@ def test_a_folder_that_cannot_be_written_is_said(in_namespace, tmp_path):
 @pytest.mark.skipif(
     hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write everywhere"
 )
-def test_a_folder_of_somebody_else_is_said(run_main, tmp_path):
+def test_a_folder_of_somebody_else_is_reported(fork_main, tmp_path):
     tmp_path.chmod(0o500)
-    done = run_main(*TINY, f"--workdir={tmp_path}/run")
+    done = fork_main(*TINY, f"--workdir={tmp_path}/run")
     tmp_path.chmod(0o700)
     assert done.returncode == 2
     assert done.stderr == f"error: --workdir={tmp_path}/run: {tmp_path} cannot be written\n"
 
 
 def test_wandb_dies_in_mid_run(tmp_path):
-    """Its service is killed; the run goes on and says so once."""
+    """Its service is killed; the run continues, and says so once."""
     arguments = (*TINY, "--config.wandb.mode=offline", f"--workdir={tmp_path}/run")
     with going_on(tmp_path / "log", *arguments) as run:
 
@@ -103,7 +102,7 @@ def test_wandb_dies_in_mid_run(tmp_path):
         run.wait_until(lambda: list(tmp_path.glob("run/wandb/offline-run-*/*.wandb")))
         for service in services():
             service.kill()
-        assert run.wait(60) == 0, run.output
+        assert run.wait(200) == 0, run.output
     assert len([line for line in run.output.splitlines() if line.startswith("W&B")]) == 1
     assert "Traceback" not in run.output
     assert [record["epoch"] for record in records(tmp_path / "run")] == [1, 2, 3, 4]

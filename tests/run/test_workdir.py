@@ -2,6 +2,7 @@ import datetime
 import json
 import os
 import pathlib
+from contextlib import closing
 
 import pytest
 
@@ -11,10 +12,10 @@ from mnist_flax.run.workdir import Workdir, check_workdir
 
 
 def test_files(tmp_path):
-    folder = Workdir(str(tmp_path / "a" / "b"), {"seed": 1})
-    folder.append_metrics({"epoch": 1, "test/loss": 0.5})
-    folder.append_metrics({"epoch": 2, "test/loss": 0.25})
-    folder.write_summary({"step": 2})
+    with closing(Workdir(str(tmp_path / "a" / "b"), {"seed": 1})) as folder:
+        folder.append_metrics({"epoch": 1, "test/loss": 0.5})
+        folder.append_metrics({"epoch": 2, "test/loss": 0.25})
+        folder.write_json("summary.json", {"step": 2})
     lines = (folder.path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
     assert json.loads((folder.path / "config.json").read_text()) == {"seed": 1}
@@ -23,10 +24,13 @@ def test_files(tmp_path):
 
 
 def test_what_is_not_json_is_not_written(tmp_path):
-    folder = Workdir(str(tmp_path / "run"), {})
-    with pytest.raises(ValueError):
-        folder.append_metrics({"test/loss": float("nan")})
+    with closing(Workdir(str(tmp_path / "run"), {})) as folder:
+        with pytest.raises(ValueError):
+            folder.append_metrics({"test/loss": float("nan")})
+        with pytest.raises(ValueError):
+            folder.write_json("summary.json", {"test/loss": float("inf")})
     assert not (folder.path / "metrics.jsonl").exists()
+    assert not (folder.path / "summary.json").exists()
 
 
 def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
@@ -37,18 +41,28 @@ def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(workdir.datetime, "datetime", Clock)
-    paths = [Workdir("", {}).path for _ in range(3)]
-    assert paths == [
+    folders = [Workdir("", {}) for _ in range(3)]
+    assert [folder.path for folder in folders] == [
         pathlib.Path("runs") / name
         for name in ("2026-01-02_03-04-05", "2026-01-02_03-04-05_2", "2026-01-02_03-04-05_3")
     ]
+    for folder in folders:
+        folder.close()
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
-    Workdir(str(tmp_path), {"seed": 1})
+    Workdir(str(tmp_path), {"seed": 1}).close()
     with pytest.raises(UserError, match=r"config.seed=1 \(now 2\); allowed: the same conf"):
         Workdir(str(tmp_path), {"seed": 2})
     assert json.loads((tmp_path / "config.json").read_text()) == {"seed": 1}
+
+
+def test_a_folder_is_in_use_until_it_is_closed(tmp_path):
+    first = Workdir(str(tmp_path), {})
+    with pytest.raises(UserError, match=f"is in use by process {os.getpid()} on .*; choose anoth"):
+        Workdir(str(tmp_path), {})
+    first.close()
+    Workdir(str(tmp_path), {}).close()
 
 
 def test_checking_makes_nothing(tmp_path):
@@ -60,7 +74,16 @@ def test_checking_makes_nothing(tmp_path):
 
 
 def test_an_unwritable_folder_is_refused(tmp_path, monkeypatch):
-    # Root may write anywhere, so what the system says is stood in for.
+    # Root may write anywhere, so this stands in for the system's answer.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match="cannot be written"):
         check_workdir(str(tmp_path / "run"), {})
+
+
+@pytest.mark.parametrize("before", ["", "no JSON", "[1]", "\x00"])
+def test_a_configuration_that_cannot_be_read_is_refused_untouched(tmp_path, before):
+    (tmp_path / "config.json").write_text(before)
+    with pytest.raises(UserError, match=r"config\.json .*; allowed: a new folder") as error:
+        Workdir(str(tmp_path), {})
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "config.json").read_text() == before
