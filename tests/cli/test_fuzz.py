@@ -4,8 +4,6 @@ import contextlib
 import gzip
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 
 import jax
@@ -15,14 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs import default
-from mnist_flax import data
-from mnist_flax.cli import fields as config_lib
+from mnist_flax import optimizer, step
+from mnist_flax.cli.fields import FIELDS
 from mnist_flax.errors import UserError
 from mnist_flax.run.checkpoint import Checkpoints
 from mnist_flax.run.history import History
 from mnist_flax.run.workdir import Workdir
-from mnist_flax.step import create_state
-from tests.runs import ROOT, environment, files
+from mnist_flax.sources import idx
+from tests.runs import files
 
 OPTIONS = {
     "deadline": None,
@@ -41,7 +39,7 @@ VALUES = st.one_of(
 OVERRIDES = st.builds(
     "{}config.{}={}".format,
     st.sampled_from(["--", "-", "--no"]),
-    st.one_of(st.sampled_from(sorted(config_lib.FIELDS)), TEXT),
+    st.one_of(st.sampled_from(sorted(FIELDS)), TEXT),
     VALUES,
 )
 ARGUMENTS = st.one_of(
@@ -54,31 +52,11 @@ ARGUMENTS = st.one_of(
 )
 
 
-@pytest.fixture(scope="module")
-def server():
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.fuzz_server"],
-        cwd=ROOT,
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-    def ask(arguments):
-        process.stdin.write(json.dumps(arguments) + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
-
-    yield ask
-    process.stdin.close()
-    process.wait(10)
-
-
 @settings(max_examples=300, **OPTIONS)
 @given(st.lists(ARGUMENTS, min_size=1, max_size=3))
-def test_command_lines(server, arguments):
-    status, out, err = server(arguments)
+def test_command_lines(fork_main, arguments):
+    done = fork_main(*arguments, main=False)
+    status, out, err = done.returncode, done.stdout, done.stderr
     if any(argument.lstrip("-").split("=")[0] in ("help", "helpfull") for argument in arguments):
         return
     assert "Traceback" not in out + err
@@ -89,7 +67,7 @@ def test_command_lines(server, arguments):
     assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1, err
 
 
-def idx(values: np.ndarray) -> bytes:
+def idx_file(values: np.ndarray) -> bytes:
     header = np.array([0x800 + values.ndim, *values.shape], ">u4")
     return header.tobytes() + values.tobytes()
 
@@ -124,7 +102,7 @@ def damaged(content: bytes, damage) -> bytes:
 )
 def test_idx_files(tmp_path, side, in_gzip, in_file):
     values = np.arange(7) if side is None else np.arange(7 * 25).reshape(7, 5, 5)
-    content = idx(values.astype(np.uint8))
+    content = idx_file(values.astype(np.uint8))
     for damage in in_gzip:
         content = damaged(content, damage)
     content = gzip.compress(content)
@@ -133,7 +111,7 @@ def test_idx_files(tmp_path, side, in_gzip, in_file):
     path = tmp_path / "file.gz"
     path.write_bytes(content)
     try:
-        found = data.parse_idx(path, 7, side)
+        found = idx.read_labels(path, 7, 10) if side is None else idx.read_images(path, 7, side)
     except UserError as error:
         assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
         assert in_gzip or in_file
@@ -147,16 +125,18 @@ def used(tmp_path_factory):
     """A workdir, its configuration, and the state that its checkpoints hold."""
     config = default.get_config()
     config.model.channels, config.model.kernel_sizes = ((2,),), ((3,),)
-    state = create_state(config, 2)
+    schedule = optimizer.create_schedule(config.optimizer, 2, 2)
+    create = jax.jit(lambda seed: step.create_state(seed, config, (28, 28, 1), 10, schedule))
+    state = create(0)
     folder = tmp_path_factory.mktemp("used") / "run"
     workdir = Workdir(str(folder), config.to_dict())
     history, checkpoints = History("id", "digits"), Checkpoints(folder / "checkpoints", 2)
     for epoch in (1, 2):
         record = {"epoch": epoch, "test/accuracy": 0.5}
         history = history.extended(record, np.ones(2, np.float32), np.ones(2, np.float32))
-        checkpoints.save(state, history, lambda: None)
+        checkpoints.save(state, history)
         workdir.append_metrics(record)
-    checkpoints.wait()
+    workdir.close()
     return folder, config.to_dict(), state
 
 
@@ -207,10 +187,10 @@ def test_workdirs_of_other_runs(used, changes):
         )
         said = []
         try:
-            workdir = Workdir(str(folder), config)
-            restored = Checkpoints(folder / "checkpoints", 2).restore(
-                like, 2, workdir.has_metrics, said.append
-            )
+            with contextlib.closing(Workdir(str(folder), config)) as workdir:
+                restored = Checkpoints(folder / "checkpoints", 2).restore(
+                    like, 2, workdir.has_metrics, said.append
+                )
         except UserError as error:
             assert "\n" not in str(error) and len(str(error)) < 2_000
             assert {k: v for k, v in files(folder).items() if k in before} == before

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from mnist_flax.cli import fields as config_lib
-from tests.conftest import ROOT
+from mnist_flax.cli import fields
+from tests.runs import ROOT
 from tests.wandb_log import OfflineRun
 
 FIGURES = {"augmentation", "predictions", "misclassified", "curves", "confusion"}
@@ -190,7 +190,7 @@ def test_mnist_from_a_folder(run_main, mnist_dir, tmp_path):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line_and_leaves_nothing(run_main, tmp_path, arguments, expected):
+def test_bad_input_is_one_line_and_leaves_nothing(fork_main, tmp_path, arguments, expected):
     config = [] if arguments[0].startswith("--config=") else [f"--config={ROOT}/configs/quick.py"]
     home = tmp_path / "home"
     home.mkdir()
@@ -198,7 +198,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run_main, tmp_path, arguments,
         arguments = [*arguments, "--config.dataset.source=sample"]
     cwd = tmp_path / "cwd"
     cwd.mkdir()
-    done = run_main(*config, *arguments, cwd=cwd, HOME=str(home))
+    done = fork_main(*config, *arguments, cwd=cwd, HOME=str(home))
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -207,21 +207,30 @@ def test_bad_input_is_one_line_and_leaves_nothing(run_main, tmp_path, arguments,
     assert list(cwd.iterdir()) == []
 
 
-def test_a_damaged_file_is_one_line_and_leaves_nothing(run_main, mnist_dir, tmp_path):
+def test_a_damaged_file_is_one_line_and_leaves_nothing(fork_main, mnist_dir, tmp_path):
     folder, workdir = tmp_path / "mnist", tmp_path / "run"
     folder.mkdir()
     for path in mnist_dir.glob("*.gz"):
         (folder / path.name).write_bytes(path.read_bytes())
     damaged = folder / "train-labels-idx1-ubyte.gz"
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    done = run_main(f"--workdir={workdir}", f"--config.dataset.manual_dir={folder}")
+    done = fork_main(f"--workdir={workdir}", f"--config.dataset.manual_dir={folder}")
     assert done.returncode == 2
     assert done.stderr == f"error: {damaged}: 28,881 bytes expected, 28,880 found\n"
     assert not workdir.exists()
 
 
-def test_help(run_main):
-    done = run_main("--help")
+def test_a_fork_answers_as_a_process_does(run_main, fork_main, tmp_path):
+    """Which the tests of bad input rely on."""
+    for arguments in (["--help"], ["--config.model.norm=instance"], ["--workdir=/dev/null/run"]):
+        real, fork = run_main(*arguments, cwd=tmp_path), fork_main(*arguments, cwd=tmp_path)
+        for field in ("returncode", "stdout", "stderr"):
+            assert getattr(real, field) == getattr(fork, field)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help(fork_main):
+    done = fork_main("--help")
     assert "--config" in done.stdout
     assert "--workdir" in done.stdout
 
@@ -245,11 +254,11 @@ def test_importing_writes_and_downloads_nothing(tmp_path):
 def test_the_sweep_names_real_fields():
     sweep = yaml.safe_load((ROOT / "configs" / "wandb_sweep.yaml").read_text())
     assert sweep["program"] == "main.py"
-    fields = [name.removeprefix("config.") for name in sweep["parameters"]]
-    assert set(fields) <= set(config_lib.FIELDS)
-    assert {"model.norm", "model.downsample", "augment.enabled"} <= set(fields)
+    names = [name.removeprefix("config.") for name in sweep["parameters"]]
+    assert set(names) <= set(fields.FIELDS)
+    assert {"model.norm", "model.downsample", "augment.enabled"} <= set(names)
     for name, parameter in sweep["parameters"].items():
-        field = config_lib.FIELDS[name.removeprefix("config.")]
+        field = fields.FIELDS[name.removeprefix("config.")]
         for value in parameter.get("values", [parameter.get("value")]):
             assert field.accepts(value)
     assert sweep["metric"]["name"] in {"test/accuracy", "final_test_accuracy"}
