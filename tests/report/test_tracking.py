@@ -1,30 +1,30 @@
 import io
-import os
 import pathlib
 import subprocess
 import sys
-import threading
-import time
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mnist_flax.report.tracking import Tracker
-from mnist_flax.runtime.background import Background
 from tests.runs import ROOT, environment
 from tests.wandb_log import OfflineRun
 
 
-def png() -> bytes:
+def png() -> Future[bytes]:
+    """A picture that is drawn."""
     buffer = io.BytesIO()
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(buffer, "PNG")
-    return buffer.getvalue()
+    drawn: Future[bytes] = Future()
+    drawn.set_result(buffer.getvalue())
+    return drawn
 
 
 @pytest.fixture
 def start(tiny_config, tmp_path, monkeypatch):
-    """Starts a tracker without login or proxies; what it says is in `start.said`."""
+    """Starts a tracker without login or proxies; what it prints is in `start.said`."""
     monkeypatch.setenv("NETRC", "/dev/null")
     for name in ("WANDB_API_KEY", "WANDB_MODE", "http_proxy", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -89,7 +89,7 @@ def test_a_server_that_refuses_costs_no_wait_and_no_data(tmp_path):
 import time, sys
 sys.path.insert(0, {str(ROOT)!r})
 from mnist_flax.report import tracking
-from tests.test_tracking import log_a_run
+from tests.report.test_tracking import log_a_run
 from configs import default
 tracking._INIT_SECONDS = 3
 config = default.get_config()
@@ -168,45 +168,3 @@ def test_a_failure_is_said_once_and_stops_the_tracking(start, monkeypatch):
     tracker.log(2, {"value": object()})
     tracker.finish({})
     assert sum("W&B stopped" in line for line in start.said) == 1
-
-
-class TestBackground:
-    def test_jobs_run_in_order_and_failures_are_said_once(self):
-        said, done = [], []
-        background = Background("drawing", said.append)
-        background.submit(done.append, 1)
-        background.submit(lambda: 1 / 0)
-        background.submit(lambda: 1 / 0)
-        background.submit(done.append, 2)
-        assert background.close()
-        assert done == [1, 2]
-        assert said == ["drawing: ZeroDivisionError: division by zero"]
-
-    def test_stop_on_error_drops_what_follows(self):
-        said, done = [], []
-        background = Background("W&B", said.append, stop_on_error=True)
-        background.submit(lambda: 1 / 0)
-        background.submit(done.append, 1)
-        assert background.close()
-        assert done == []
-        assert len(said) == 1
-
-    def test_a_job_that_hangs_holds_nothing_up(self):
-        background = Background("W&B", print)
-        started = time.monotonic()
-        background.submit(time.sleep, 60)
-        assert not background.close(timeout=0.2)
-        assert time.monotonic() - started < 5
-
-    @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
-    def test_it_leaves_the_cpu_to_the_training(self):
-        def nice() -> int:
-            return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-        found, mine = [], nice()
-        background = Background("drawing", print)
-        background.submit(lambda: found.append(nice()))
-        ask = [sys.executable, "-c", "import os; print(os.nice(0))"]
-        background.submit(lambda: found.append(int(subprocess.check_output(ask))))
-        assert background.close()
-        assert found == [19, 19] and nice() == mine

@@ -8,7 +8,7 @@ import termios
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.runs import ROOT
 
 SCRIPT = """
 from mnist_flax.report.progress import Progress
@@ -106,29 +106,3 @@ def test_every_split_has_its_results(capsys, splits):
     line = capsys.readouterr().out
     assert all(f"{split} loss 0.5000 accuracy 50.00%" in line for split in splits)
     assert line.startswith("epoch  1/10 ")
-
-
-def test_a_study_says_what_is_left_of_all_of_it(monkeypatch, capsys):
-    """Three replicas of 1,000 images: one after 10 s, then two together within 40 more."""
-    from mnist_flax.report import progress
-
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    shown = progress.StudyProgress(num_images=3_000, num_replicas=4, num_finished=1)
-    shown.start("base, seed 1, epoch 1/1", 1)
-    now[0] = 10
-    shown.update(1_000, 0.5, 0.75)
-    shown.finish_epoch(1_000)
-    shown.finish_replica("base, seed 1")
-    shown.start("none, seed 1 to 2, epoch 1/1", 2)
-    now[0] = 80
-    shown.update(500, 0.25, 0.5)
-    shown.finish_epoch(1_000)
-    shown.finish_replica("none, seed 1")
-    shown.finish_replica("none, seed 2")
-    assert capsys.readouterr().out.splitlines() == [
-        "2/4  base, seed 1  0:00:20 left",
-        "none, seed 1 to 2, epoch 1/1 (67% of all, 0:00:40 left)  loss 0.2500, accuracy 50.00%",
-        "3/4  none, seed 1  0:00:00 left",
-        "4/4  none, seed 2  0:00:00 left",
-    ]

@@ -1,0 +1,225 @@
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mnist_flax.data import Dataset
+from mnist_flax.evaluate import evaluate
+from mnist_flax.report import observers
+from mnist_flax.report.observers import Console, Pictures, WandB
+from mnist_flax.run.history import History
+from mnist_flax.sources import Split
+
+STEPS = 3  # an epoch
+EVERY = {"augmentation", "confusion", "curves", "misclassified", "predictions"}
+
+
+def random_split(count: int) -> Split:
+    rng = np.random.default_rng(count)
+    images = rng.integers(0, 256, (count, 28, 28, 1)).astype(np.uint8)
+    return Split(images, np.arange(count, dtype=np.int32) % 10)
+
+
+DATASET = Dataset(
+    "mnist", "tfds", tuple("0123456789"), random_split(40), None, random_split(30), 0.13, 0.31
+)
+# The last 7 are taken for the next digit.
+TEST = evaluate(
+    8.0 * np.eye(10)[(DATASET.test.labels + (np.arange(30) >= 23)) % 10], np.arange(30) % 10
+)
+
+
+def history(num_epochs: int) -> History:
+    past = History("anid", "MNIST")
+    for epoch in range(1, num_epochs + 1):
+        record = {"epoch": epoch, "step": STEPS * epoch, "learning_rate": 0.1}
+        for split in ("train", "test"):
+            record |= {f"{split}/loss": 1 / epoch, f"{split}/accuracy": 1 - 1 / epoch}
+        steps = np.float32([epoch, epoch + 0.25, epoch + 0.5])
+        past = past.extended(record, steps, steps / 10)
+    return past
+
+
+class TestPictures:
+    @pytest.fixture
+    def create(self, tmp_path):
+        """Creates pictures; what they report is in `create.said`."""
+        said = []
+
+        def create(create_examples=lambda: (DATASET.train.images[0], DATASET.train.images[:29])):
+            return Pictures(tmp_path, DATASET, STEPS, create_examples, said.append)
+
+        create.said = said
+        return create
+
+    def test_every_picture_is_a_file_and_there_for_others(self, create, tmp_path):
+        pictures = create()
+        pictures.start(history(0))
+        for epoch in (1, 2):
+            pictures.epoch(history(epoch), TEST)
+        pictures.finish(history(2), TEST, {})
+        assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png" for name in EVERY}
+        assert pictures.drawn.keys() == EVERY
+        for name, drawn in pictures.drawn.items():
+            assert drawn.result(60) == (tmp_path / f"{name}.png").read_bytes()
+            assert drawn.result().startswith(b"\x89PNG")
+        assert create.said == []
+
+    def test_a_run_without_augmentation_has_no_sheet(self, create, tmp_path):
+        pictures = create(None)
+        pictures.start(history(0))
+        # No epoch has been trained in this process, so those of the last are drawn now.
+        pictures.finish(history(2), TEST, {})
+        wanted = EVERY - {"augmentation"}
+        assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png" for name in wanted}
+
+    def test_a_picture_that_fails_is_reported_once_and_stops_no_other(self, create, tmp_path):
+        def fail():
+            raise ValueError("no examples")
+
+        pictures = create(fail)
+        pictures.start(history(0))
+        pictures.start(history(0))
+        pictures.epoch(history(1), TEST)
+        pictures.finish(history(1), TEST, {})
+        assert create.said == ["drawing failed: ValueError: no examples"]
+        assert not (tmp_path / "augmentation.png").exists()
+        assert (tmp_path / "confusion.png").exists()
+
+    def test_an_aborted_run_does_not_wait_for_ever(self, create, tmp_path, monkeypatch):
+        monkeypatch.setattr(observers, "_ABORT_SECONDS", 0.2)
+        may_end = threading.Event()
+        pictures = create(lambda: may_end.wait(60))
+        pictures.start(history(0))
+        started = time.monotonic()
+        pictures.abort()
+        assert time.monotonic() - started < 30
+        may_end.set()
+
+    def test_drawing_leaves_the_cpu_to_the_training(self, create, monkeypatch):
+        lowered = []
+        monkeypatch.setattr(observers, "lower_priority", lambda: lowered.append(1))
+        create().abort()
+        assert lowered == [1]
+
+
+class FakeTracker:
+    """Writes down what W&B is told."""
+
+    def __init__(self):
+        self.told = []
+        self.offline_folder = ""
+
+    def log_steps(self, first, losses, accuracies):
+        self.told.append(("steps", first, losses.tolist(), accuracies.tolist()))
+
+    def log(self, step, values):
+        self.told.append(("log", step, values))
+
+    def log_misclassified(self, step, images, labels, probabilities, class_names):
+        self.told.append(("table", step, images, labels, probabilities, class_names))
+
+    def finish(self, summary, **options):
+        self.told.append(("finish", summary, options))
+        self.offline_folder = "run/wandb/offline"
+
+
+class TestWandB:
+    @pytest.fixture
+    def wandb(self):
+        self.said = []
+        pictures = SimpleNamespace(drawn={})
+        return WandB(FakeTracker(), DATASET, STEPS, pictures, self.said.append)
+
+    def test_numbers_of_an_epoch_come_before_its_pictures(self, wandb):
+        wandb.pictures.drawn = {"curves": "C", "predictions": "P", "augmentation": "A"}
+        wandb.start(history(0))
+        wandb.epoch(history(1), TEST)
+        wandb.epoch(history(2), TEST)
+        pictures, *told = wandb.tracker.told
+        assert pictures == ("log", 0, {"augmentation": "A"})
+        assert [kind for kind, *_ in told] == ["steps", "log", "log"] * 2
+        assert told[3][1:3] == (4, [2.0, 2.25, 2.5])  # the second epoch's steps, from 1 on
+        np.testing.assert_allclose(told[3][3], [0.2, 0.225, 0.25], rtol=1e-6)
+        step, numbers = told[4][1:]
+        assert step == 6
+        assert numbers == {
+            "epoch": 2,
+            "learning_rate": 0.1,
+            "train/epoch_loss": 0.5,
+            "train/epoch_accuracy": 0.5,
+            "test/loss": 0.5,
+            "test/accuracy": 0.5,
+        }
+        assert told[5] == ("log", 6, {"predictions": "P"})
+
+    def test_a_run_that_resumes_is_told_from_its_start(self, wandb):
+        wandb.pictures.drawn = {"augmentation": "A"}
+        wandb.start(history(2))
+        assert [(kind, step) for kind, step, *_ in wandb.tracker.told] == [
+            *(("steps", 1), ("log", 3)),
+            *(("steps", 4), ("log", 6)),
+        ]
+
+    def test_the_end(self, wandb):
+        wandb.pictures.drawn = {"misclassified": "M", "confusion": "C"}
+        summary = {"final_test_accuracy": 0.75, "title": "MNIST", "confusion_matrix": [[1]]}
+        wandb.finish(history(1), TEST, summary)
+        (_, *pictures), (_, *table), (_, *finish) = wandb.tracker.told
+        assert pictures == [3, {"misclassified": "M", "confusion": "C"}]
+        step, images, labels, probabilities, names = table
+        assert step == 3 and names == DATASET.class_names
+        np.testing.assert_array_equal(images, DATASET.test.images[23:])
+        np.testing.assert_array_equal(labels, DATASET.test.labels[23:])
+        np.testing.assert_array_equal(probabilities.argmax(1), (labels + 1) % 10)
+        assert finish == [{"final_test_accuracy": 0.75, "title": "MNIST"}, {}]
+        assert self.said == ["W&B run kept offline; upload it: wandb sync run/wandb/offline"]
+
+    def test_a_run_that_fails_is_marked_as_failed(self, wandb):
+        wandb.abort()
+        ((_, summary, options),) = wandb.tracker.told
+        assert summary == {} and options == {"exit_code": 1, "timeout": observers._ABORT_SECONDS}
+
+
+class FakeProgress:
+    def __init__(self):
+        self.shown = []
+
+    def line(self, text):
+        self.shown.append(text)
+
+    def finish_epoch(self, record):
+        self.shown.append(record["epoch"])
+
+    def close(self):
+        self.shown.append("closed")
+
+
+class TestConsole:
+    def shown(self, tell):
+        progress = FakeProgress()
+        tell(Console(progress, 3, "MNIST", "runs/1"))
+        return progress.shown
+
+    @pytest.mark.parametrize(
+        ("epoch", "said"),
+        [
+            (0, []),
+            (2, ["Resuming after epoch 2 of 3"]),
+            (3, ["This run is finished; its pictures are drawn again"]),
+        ],
+    )
+    def test_the_start(self, epoch, said):
+        assert self.shown(lambda console: console.start(history(epoch))) == said
+
+    def test_an_epoch(self):
+        assert self.shown(lambda console: console.epoch(history(2), TEST)) == [2]
+
+    def test_the_end(self):
+        assert self.shown(lambda console: console.finish(history(3), TEST, {})) == [
+            "closed",
+            "Done: 76.67% test accuracy, 7 errors, on MNIST; results in runs/1",
+        ]
+        assert self.shown(Console.abort) == ["closed"]
