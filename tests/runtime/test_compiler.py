@@ -1,0 +1,100 @@
+"""Programs compiled in the background, and how a process ends while they are."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mnist_flax.runtime.compilation import Compiler
+from tests.runs import ROOT, environment
+
+
+def compile_double():
+    return jax.jit(lambda x: 2 * x).lower(jnp.float32(0)).compile()
+
+
+def test_programs_are_compiled_in_order():
+    compiler, order = Compiler(), []
+    programs = [compiler.submit(lambda n=n: order.append(n) or compile_double()) for n in range(3)]
+    assert all(compiler.wait(program)(jnp.float32(3)) == 6 for program in programs)
+    assert order == [0, 1, 2]
+
+
+def test_it_counts_the_time_that_anybody_waited():
+    compiler, may_end = Compiler(), threading.Event()
+
+    def compile_slowly():
+        may_end.wait(60)
+        return compile_double()
+
+    program = compiler.submit(compile_slowly)
+    threading.Timer(0.2, may_end.set).start()
+    compiler.wait(program, under_way=jnp.zeros(3))
+    waited = compiler.seconds
+    assert waited > 0.1
+    compiler.wait(program)
+    assert compiler.seconds == waited
+
+
+def test_an_error_reaches_who_waits():
+    compiler = Compiler()
+    program = compiler.submit(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        compiler.wait(program)
+    assert compiler.wait(compiler.submit(compile_double))(jnp.float32(1)) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_on_a_cpu_only_the_first_program_has_the_usual_priority():
+    if jax.default_backend() != "cpu":
+        pytest.skip("on an accelerator, all have it")
+
+    def nice():
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    compiler = Compiler()
+    assert [compiler.submit(nice).result(60) for _ in range(3)] == [nice(), 19, 19]
+
+
+@pytest.mark.parametrize("reason", ["a failed compilation", "Ctrl-C"])
+def test_a_process_ends_without_what_is_queued(reason):
+    """It waits only for what is being compiled: XLA cannot be interrupted."""
+    script = f"""
+import os, signal, sys, threading, time
+from mnist_flax.runtime import signals
+from mnist_flax.runtime.compilation import Compiler
+
+signals.install()
+compiler, begun = Compiler(), threading.Event()
+
+def compile_slowly():
+    begun.set()
+    time.sleep(1)
+    print("compiled", flush=True)
+
+failed = compiler.submit(lambda: 1 / 0)
+compiler.submit(compile_slowly)
+for _ in range(3):
+    compiler.submit(time.sleep, 600)
+begun.wait()
+try:
+    if {reason!r} == "Ctrl-C":
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(600)
+    compiler.wait(failed)
+except (ZeroDivisionError, signals.Interrupted):
+    sys.exit(3)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, "compiled\n", "")
