@@ -7,7 +7,7 @@ from mnist_flax.trainer import Trainer
 from tests.runs import epochs, files, records
 
 
-def test_a_loss_that_diverges_stops_the_run(tiny_config, tmp_path):
+def test_a_loss_that_diverges_stops_the_run(small_data, tiny_config, tmp_path):
     tiny_config.optimizer.learning_rate = 1e30
     with pytest.raises(UserError, match=r"no longer finite in epoch 1: .*learning_rate=1e\+30"):
         train.run(tiny_config, str(tmp_path / "run"))
@@ -15,16 +15,18 @@ def test_a_loss_that_diverges_stops_the_run(tiny_config, tmp_path):
     assert epochs(tmp_path / "run") == [0]
 
 
-def test_a_statistic_that_is_not_finite_is_not_saved(tiny_config, tmp_path, monkeypatch):
+def test_a_statistic_that_is_not_finite_is_not_saved(
+    small_data, tiny_config, tmp_path, monkeypatch
+):
     """An infinite variance leaves the loss finite: the channel is 0."""
     train_epoch = Trainer.train_epoch
 
-    def poisoned(self, epoch, *arguments):
-        metrics = train_epoch(self, epoch, *arguments)
+    def poisoned(self, state, epoch, on_step):
+        state, *others = train_epoch(self, state, epoch, on_step)
         if epoch == 2:
-            stats = self.state.batch_stats
+            stats = state.batch_stats
             stats["norm1_1"]["var"] = jnp.full_like(stats["norm1_1"]["var"], jnp.inf)
-        return metrics
+        return state, *others
 
     monkeypatch.setattr(Trainer, "train_epoch", poisoned)
     tiny_config.num_epochs = 3
@@ -34,13 +36,12 @@ def test_a_statistic_that_is_not_finite_is_not_saved(tiny_config, tmp_path, monk
     assert [record["epoch"] for record in records(tmp_path / "run")] == [1]
 
 
-def test_a_run_on_other_data_is_refused_untouched(tiny_config, tmp_path, monkeypatch):
+def test_a_run_on_other_data_is_refused_untouched(small_data, tiny_config, tmp_path, monkeypatch):
     """As where the download fails that succeeded before, and the sample takes its place."""
     workdir = tmp_path / "run"
     train.run(tiny_config, str(workdir))
     before = files(workdir)
-    load = data.load
-    monkeypatch.setattr(data, "load", lambda *args: load(*args)._replace(source="tfds"))
+    monkeypatch.setattr(data, "load", lambda *args: small_data(*args)._replace(source="tfds"))
     tiny_config.num_epochs = 2
     with pytest.raises(UserError, match=r"holds a run on SAMPLE .* and the data are now MNIST"):
         train.run(tiny_config, str(workdir))
