@@ -1,0 +1,10 @@
+"""MNIST itself, where its files are at hand."""
+
+import pytest
+
+from mnist_flax.sources import Loaded, tfds
+
+
+@pytest.fixture(scope="session")
+def whole_mnist(mnist_dir) -> Loaded:
+    return tfds.load("mnist", "", str(mnist_dir))

@@ -1,0 +1,138 @@
+import gzip
+import hashlib
+import http.server
+import pathlib
+import shutil
+import socketserver
+import threading
+import types
+
+import numpy as np
+import pytest
+
+from mnist_flax.errors import UserError
+from mnist_flax.sources import UnreachableError, tfds
+
+NAMES = [
+    f"{prefix}-{kind}-ubyte.gz"
+    for prefix in ("train", "t10k")
+    for kind in ("images-idx3", "labels-idx1")
+]
+
+
+def test_mnist(whole_mnist):
+    assert whole_mnist.train.images.shape == (tfds.TRAIN_SIZE, 28, 28, 1) == (60_000, 28, 28, 1)
+    assert whole_mnist.test.images.shape == (tfds.TEST_SIZE, 28, 28, 1) == (10_000, 28, 28, 1)
+    # What every MNIST tutorial quotes.
+    assert whole_mnist.train.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert np.bincount(whole_mnist.test.labels).tolist() == [
+        *(980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
+    ]
+    assert whole_mnist.class_names == tuple("0123456789")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "other"])
+def test_damaged_files_are_named(mnist_dir, tmp_path, name, damage):
+    for other in NAMES:
+        (tmp_path / other).symlink_to(mnist_dir / other)
+    content = bytearray((mnist_dir / name).read_bytes())
+    (tmp_path / name).unlink()
+    if damage == "truncated":
+        (tmp_path / name).write_bytes(content[:-100])
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+        (tmp_path / name).write_bytes(content)
+    elif damage == "other":
+        shutil.copy(mnist_dir / NAMES[(NAMES.index(name) + 1) % 4], tmp_path / name)
+    with pytest.raises(UserError) as error:
+        tfds.load("mnist", "", str(tmp_path))
+    message = str(error.value)
+    assert str(tmp_path / name) in message
+    assert "\n" not in message
+    expected = {"missing": "No such file", "flipped": "SHA-256"}.get(damage, "bytes expected")
+    assert expected in message
+    if damage != "missing":
+        assert (tmp_path / name).exists()  # the user's own file is left alone
+
+
+def test_a_host_that_never_answers(monkeypatch):
+    """A listener that accepts and is silent, which only a time limit can tell."""
+    monkeypatch.setattr(tfds, "_REACH_SECONDS", 0.5)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as silent:
+        reason = tfds._find_problem(f"http://127.0.0.1:{silent.server_address[1]}/")
+    assert reason == "cannot be reached (no answer within 0 s)" or "timed out" in reason
+
+
+class TestDownload:
+    """Through TFDS's own DownloadManager, from a real server on loopback."""
+
+    CONTENT = gzip.compress(b"some digits")
+
+    @pytest.fixture
+    def server(self):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(self.server.status)
+                self.send_header("Content-Length", str(len(self.server.content)))
+                self.end_headers()
+                self.wfile.write(self.server.content)
+
+            def log_message(self, *_):
+                pass
+
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            server.content, server.status = self.CONTENT, 200
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield server
+            server.shutdown()
+
+    @pytest.fixture
+    def builder(self, server, tmp_path, monkeypatch):
+        """Stands for a TFDS builder whose one file is on the server."""
+        from tensorflow_datasets.core.download.checksums import UrlInfo
+
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        digest = hashlib.sha256(self.CONTENT).hexdigest()
+        url = f"http://127.0.0.1:{server.server_address[1]}/digits.gz"
+        return types.SimpleNamespace(
+            name="mnist",
+            data_path=tmp_path / "mnist" / "3.0.1",
+            url_infos={url: UrlInfo(len(self.CONTENT), digest, "digits.gz")},
+        )
+
+    def download(self, builder) -> pathlib.Path:
+        return tfds._download(builder, {"digits.gz": next(iter(builder.url_infos))})["digits.gz"]
+
+    def test_is_cached(self, builder, server):
+        path = self.download(builder)
+        assert path.read_bytes() == self.CONTENT
+        server.content = b"something else"
+        assert self.download(builder) == path
+
+    def test_wrong_bytes_are_refused_and_not_cached(self, builder, server):
+        server.content = self.CONTENT[:-1]
+        with pytest.raises(UserError, match=r"digits.gz.* wrong checksum"):
+            self.download(builder)
+        server.content = self.CONTENT
+        assert self.download(builder).read_bytes() == self.CONTENT
+
+    def test_damage_in_the_cache_is_found_and_removed(self, builder):
+        path = self.download(builder)
+        path.write_bytes(self.CONTENT[:-1])
+        info = next(iter(builder.url_infos.values()))
+        with pytest.raises(UserError, match="removed, run again"):
+            tfds._verify(path, info.size, info.checksum, discard=True)
+        assert self.download(builder).read_bytes() == self.CONTENT
+
+    def test_a_host_without_the_file_is_told_from_no_host(self, builder, server):
+        server.status = 403
+        with pytest.raises(UnreachableError, match=r"127.0.0.1 answered HTTP 403") as error:
+            self.download(builder)
+        assert error.value.files == ("digits.gz",)
+
+    def test_unwritable_folder(self, builder, tmp_path):
+        (tmp_path / "downloads").write_text("in the way")
+        with pytest.raises(UserError, match=r"config.dataset.data_dir=.*File exists"):
+            self.download(builder)
