@@ -1,4 +1,4 @@
-"""Writes reference.npz: what PyTorch computes, for tests/test_parity.py to compare with.
+"""Writes reference.npz: what PyTorch computes, for tests/parity/test_parity.py to compare with.
 
 Run with NumPy and PyTorch (2.13.0 wrote the committed file), which the test itself does not need:
 
