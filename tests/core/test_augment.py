@@ -8,6 +8,7 @@ from scipy import ndimage, stats
 
 from configs import default
 from mnist_flax import augment
+from mnist_flax.errors import UserError
 
 
 def scipy_affine(image, angle, translation, scale, order):
@@ -128,29 +129,50 @@ def test_disabled():
     assert augment.augment(jax.random.key(0), images, config) is images
 
 
-def test_views_are_the_image_and_gentler_maps_of_it():
-    config = default.get_config().augment
-    config.translation = 0.0
-    images = np.asarray(random_images((3, 28, 28)))
-    views = augment.views(jax.random.key(0), images, config, 4, 0.2)
-    assert views.shape == (4, 3, 28, 28, 1)
-    np.testing.assert_array_equal(views[0], images)
-    # At a fifth of the ranges, 3 degrees and 4 %, SciPy's map of the same parameters.
-    gentle = default.get_config().augment
-    gentle.update(rotation=3.0, translation=0.0, scale=(0.96, 1.04))
-    params = augment.sample_params(jax.random.fold_in(jax.random.key(0), 3), 3, 28, gentle)
-    assert np.abs(np.rad2deg(params.angle)).max() <= 3
-    for view in range(3):
-        for image in range(3):
-            theirs = scipy_affine(
-                images[image, ..., 0], params.angle[view], (0, 0), params.scale[view], order=0
-            )
-            assert np.mean(views[view + 1, image, ..., 0] != theirs) < 0.01
+def test_views_are_gentler_maps():
+    """At a fifth of the ranges, 3 degrees and 4 %; the pictures are SciPy's of the same maps."""
+    config = default.get_config()
+    config.augment.translation = 0.0
+    config.evaluation.update(num_views=4, strength=0.2)
+    views = augment.sample_views(jax.random.key(0), 28, config.augment, config.evaluation)
+    assert views.angle.shape == views.scale.shape == (3,) and views.translation.shape == (3, 2)
+    assert 0 < np.abs(np.rad2deg(views.angle)).max() <= 3
+    assert 0 < np.abs(views.scale - 1).max() <= 0.04 + 1e-6
+    assert not np.any(views.translation)
+    image = random_images((1, 28, 28))
+    pictures = augment.affine(np.repeat(image, 3, axis=0), views, "nearest")
+    for picture, angle, scale in zip(pictures, views.angle, views.scale, strict=True):
+        theirs = scipy_affine(image[0, ..., 0], float(angle), (0, 0), float(scale), order=0)
+        assert np.mean(picture[..., 0] != theirs) < 0.01
+
+
+def test_views_count_the_ranges_of_augmentation_that_is_off():
+    config = default.get_config()
+    config.evaluation.num_views = 3
+    key = jax.random.key(0)
+    on = augment.sample_views(key, 28, config.augment, config.evaluation)
+    config.augment.enabled = False
+    off = augment.sample_views(key, 28, config.augment, config.evaluation)
+    jax.tree.map(np.testing.assert_array_equal, on, off)
+    assert np.abs(on.translation).max() <= 2  # of 0.15 * 28 pixels, the half, rounded
 
 
 def test_views_without_strength_are_the_image():
-    config = default.get_config().augment
+    config = default.get_config()
+    config.evaluation.update(num_views=3, strength=0.0)
+    views = augment.sample_views(jax.random.key(0), 28, config.augment, config.evaluation)
     images = random_images((2, 28, 28))
-    views = augment.views(jax.random.key(0), images, config, 3, 0.0)
-    np.testing.assert_array_equal(views, np.broadcast_to(images, views.shape))
-    assert augment.views(jax.random.key(0), images, config, 1, 0.5).shape == (1, 2, 28, 28, 1)
+    np.testing.assert_array_equal(augment.affine(images, views, "nearest"), images)
+    config.evaluation.num_views = 1
+    views = augment.sample_views(jax.random.key(0), 28, config.augment, config.evaluation)
+    assert views.scale.shape == (0,)
+
+
+def test_an_unknown_interpolation_is_refused():
+    config = default.get_config().augment
+    config.interpolation = "bicubic"
+    with pytest.raises(UserError) as error:
+        augment.augment(jax.random.key(0), random_images((1, 28, 28)), config)
+    assert str(error.value) == (
+        "interpolation='bicubic' is not allowed; allowed: nearest, bilinear"
+    )

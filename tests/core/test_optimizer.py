@@ -5,7 +5,8 @@ import optax
 import pytest
 
 from configs import default
-from mnist_flax.optimizer import create_schedule
+from mnist_flax.errors import UserError
+from mnist_flax.optimizer import create_optimizer, create_schedule
 
 
 def test_schedule_is_a_staircase_by_epochs():
@@ -66,3 +67,30 @@ def test_warmup_of_the_exponential():
     schedule = create_schedule(config, 10, 20)
     assert float(schedule(0)) == pytest.approx(0.003 / 10)
     assert float(schedule(10)) == pytest.approx(0.003 * 0.99, rel=1e-5)
+
+
+def test_an_unknown_schedule_is_refused():
+    config = default.get_config().optimizer
+    config.schedule = "exponental"
+    with pytest.raises(UserError) as error:
+        create_schedule(config, 10, 20)
+    assert str(error.value) == (
+        "schedule='exponental' is not allowed; allowed: exponential, linear, cosine"
+    )
+
+
+@pytest.mark.parametrize("decoupled", [False, True], ids=["Adam", "AdamW"])
+def test_the_first_step_by_hand(decoupled):
+    """Adam divides the first gradient by its own size; weight decay comes before that or after."""
+    config = default.get_config().optimizer
+    config.update(weight_decay=0.5, eps=0.25, decoupled=decoupled)
+    params, gradient = jnp.array([2.0, -1.0]), jnp.array([0.5, 0.75])
+    tx = create_optimizer(config, lambda step: 0.1)
+    updates, _ = tx.update(gradient, tx.init(params), params)
+    if decoupled:
+        expected = -0.1 * (gradient / (jnp.abs(gradient) + 0.25) + 0.5 * params)
+    else:
+        total = gradient + 0.5 * params
+        expected = -0.1 * total / (jnp.abs(total) + 0.25)
+    # 1 - b2, by which the second moment is divided, keeps four of float32's seven digits.
+    np.testing.assert_allclose(updates, expected, rtol=2e-4)
