@@ -7,25 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import default
 from mnist_flax import data, optimizer, step
 from mnist_flax.step import StepMetrics, TrainState
 from mnist_flax.trainer import Trainer
 
 SIDE, NUM_CLASSES = 28, 10
-
-
-def create_tiny_config() -> ConfigDict:
-    """Returns the default recipe on the sample, with a network that is quick to compile."""
-    config = default.get_config()
-    config.dataset.source = "sample"
-    config.wandb.mode = "disabled"
-    config.batch_size = 64
-    config.num_epochs = 1
-    config.model.channels = ((4,), (8,))
-    config.model.kernel_sizes = ((5,), (3,))
-    config.model.num_groups = 2
-    return config
 
 
 def small_dataset(config: ConfigDict, num_train: int, num_test: int = 50) -> data.Dataset:

@@ -180,4 +180,5 @@ def unknown(name: str) -> UserError:
     """Returns the error of a field that does not exist."""
     group = name.rpartition(".")[0]
     siblings = [field for field in FIELDS if field.rpartition(".")[0] == group] or list(FIELDS)
-    return UserError(f"config.{name} is not a field; allowed: {', '.join(siblings)}")
+    shown = name if name.isprintable() else ascii(name)  # an error is one line
+    return UserError(f"config.{shown} is not a field; allowed: {', '.join(siblings)}")

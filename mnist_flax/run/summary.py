@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from mnist_flax.data import Dataset
@@ -53,3 +54,10 @@ def summarize(
         "versions": versions(),
         "config": config.to_dict(),
     }
+
+
+def class_accuracies(confusion: np.ndarray) -> list[float | None]:
+    """Returns the share of correct predictions by true class, 0..1; None for an empty class."""
+    return [
+        float(row[label] / row.sum()) if row.sum() else None for label, row in enumerate(confusion)
+    ]

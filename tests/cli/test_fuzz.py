@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from configs import default
 from mnist_flax import optimizer, step
-from mnist_flax.cli.fields import FIELDS
 from mnist_flax.errors import UserError
 from mnist_flax.run.checkpoint import Checkpoints
+from mnist_flax.run.fields import FIELDS
 from mnist_flax.run.history import History
 from mnist_flax.run.workdir import Workdir
 from mnist_flax.sources import idx

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from mnist_flax.cli import fields
+from mnist_flax.run import fields
 from tests.runs import ROOT
 from tests.wandb_log import OfflineRun
 

@@ -134,7 +134,7 @@ def test_views_are_gentler_maps():
     config = default.get_config()
     config.augment.translation = 0.0
     config.evaluation.update(num_views=4, strength=0.2)
-    views = augment.sample_views(jax.random.key(0), 28, config.augment, config.evaluation)
+    views = augment.sample_views(jax.random.key(0), 28, config)
     assert views.angle.shape == views.scale.shape == (3,) and views.translation.shape == (3, 2)
     assert 0 < np.abs(np.rad2deg(views.angle)).max() <= 3
     assert 0 < np.abs(views.scale - 1).max() <= 0.04 + 1e-6
@@ -150,9 +150,9 @@ def test_views_count_the_ranges_of_augmentation_that_is_off():
     config = default.get_config()
     config.evaluation.num_views = 3
     key = jax.random.key(0)
-    on = augment.sample_views(key, 28, config.augment, config.evaluation)
+    on = augment.sample_views(key, 28, config)
     config.augment.enabled = False
-    off = augment.sample_views(key, 28, config.augment, config.evaluation)
+    off = augment.sample_views(key, 28, config)
     jax.tree.map(np.testing.assert_array_equal, on, off)
     assert np.abs(on.translation).max() <= 2  # of 0.15 * 28 pixels, the half, rounded
 
@@ -160,11 +160,11 @@ def test_views_count_the_ranges_of_augmentation_that_is_off():
 def test_views_without_strength_are_the_image():
     config = default.get_config()
     config.evaluation.update(num_views=3, strength=0.0)
-    views = augment.sample_views(jax.random.key(0), 28, config.augment, config.evaluation)
+    views = augment.sample_views(jax.random.key(0), 28, config)
     images = random_images((2, 28, 28))
     np.testing.assert_array_equal(augment.affine(images, views, "nearest"), images)
     config.evaluation.num_views = 1
-    views = augment.sample_views(jax.random.key(0), 28, config.augment, config.evaluation)
+    views = augment.sample_views(jax.random.key(0), 28, config)
     assert views.scale.shape == (0,)
 
 
@@ -174,5 +174,5 @@ def test_an_unknown_interpolation_is_refused():
     with pytest.raises(UserError) as error:
         augment.augment(jax.random.key(0), random_images((1, 28, 28)), config)
     assert str(error.value) == (
-        "interpolation='bicubic' is not allowed; allowed: nearest, bilinear"
+        "interpolation='bicubic' is not allowed; allowed: one of nearest, bilinear"
     )

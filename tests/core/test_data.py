@@ -28,13 +28,13 @@ class TestSample:
         np.testing.assert_array_equal(first.train.images, second.train.images)
         np.testing.assert_array_equal(first.test.images, second.test.images)
         assert first.validation is None
-        assert list(first.evaluated) == ["test"]
+        assert list(first.eval_splits) == ["test"]
 
     def test_says_what_it_is(self):
         sample = data.load(dataset_config(source="sample"), 0)
         assert sample.title == "SAMPLE of 5,000 MNIST digits, not MNIST"
         assert sample.source == "sample"
-        assert data.describe(sample) == (
+        assert sample.description == (
             "Data: SAMPLE of 5,000 MNIST digits, not MNIST! 4,000 training and 1,000 test images "
             "(asked for by config.dataset.source=sample)"
         )
@@ -45,7 +45,7 @@ def test_mnist(mnist_dir, closed_network):
     assert (mnist.name, mnist.source, mnist.title) == ("mnist", "tfds", "MNIST")
     # Of all training images; the constants that every MNIST tutorial quotes.
     assert (mnist.mean, mnist.std) == (0.1307, 0.3081)
-    assert data.describe(mnist) == (
+    assert mnist.description == (
         "Data: MNIST, 59,900 training and 10,000 test images, 100 set aside"
     )
 
@@ -94,7 +94,7 @@ class TestUnreachable:
 def test_an_unknown_choice_is_refused(field, allowed):
     with pytest.raises(UserError) as error:
         data.load(dataset_config(**{field: "mnits"}), 0)
-    assert str(error.value) == f"{field}='mnits' is not allowed; allowed: {allowed}"
+    assert str(error.value) == f"{field}='mnits' is not allowed; allowed: one of {allowed}"
 
 
 class TestValidation:
@@ -113,8 +113,8 @@ class TestValidation:
         rows = lambda images: sorted(image.tobytes() for image in images)  # noqa: E731
         assert rows(both) == rows(whole.train.images)
         assert (dataset.mean, dataset.std, dataset.title) == (whole.mean, whole.std, whole.title)
-        assert dataset.evaluated == {"validation": dataset.validation, "test": dataset.test}
-        assert f", {size} set aside " in data.describe(dataset)
+        assert dataset.eval_splits == {"validation": dataset.validation, "test": dataset.test}
+        assert f", {size} set aside " in dataset.description
 
     def test_must_leave_images_of_the_sample(self, tmp_path, closed_network):
         """Too many only once the run has fallen back on the sample."""

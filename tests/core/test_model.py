@@ -173,7 +173,7 @@ def test_an_unknown_choice_is_refused(field, allowed):
     assert set(FACTORS[field]) == set(allowed.split(", "))
     with pytest.raises(UserError) as error:
         SimpleCNN(10, ((4,),), ((3,),), **{field: "btach"})
-    assert str(error.value) == f"{field}='btach' is not allowed; allowed: {allowed}"
+    assert str(error.value) == f"{field}='btach' is not allowed; allowed: one of {allowed}"
     config = default.get_config().model
     config[field] = "btach"
     with pytest.raises(UserError, match=f"^{field}='btach' is not allowed"):

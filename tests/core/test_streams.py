@@ -89,7 +89,7 @@ def test_the_sheet_of_augmentations():
 def test_the_views_of_evaluation():
     config = default.get_config()
     config.evaluation.update(num_views=4, strength=1.0)
-    views = augment.sample_views(jax.random.key(2), 28, config.augment, config.evaluation)
+    views = augment.sample_views(jax.random.key(2), 28, config)
     theirs = augment.sample_params(fold_in(jax.random.key(2), 3), 3, 28, config.augment)
     for mine, other in zip(views, theirs, strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-6)

@@ -14,16 +14,18 @@ from mnist_flax.errors import UserError
 from mnist_flax.evaluate import evaluate
 from mnist_flax.model import create_model
 from mnist_flax.ops import conv
+from mnist_flax.runtime.compilation import Program
 from mnist_flax.step import StepMetrics, shuffle
-from mnist_flax.trainer import DeviceData, Trainer
-from tests.small import create_tiny_config, ignore, small_dataset, train
+from mnist_flax.trainer import Trainer
+from tests.runs import tiny
+from tests.small import ignore, small_dataset, train
 
 NUM_IMAGES, NUM_HELD_OUT = 16 * 20 + 7, 30
 
 
 @pytest.fixture(scope="module")
 def config():
-    config = create_tiny_config()
+    config = tiny()
     config.batch_size = 16
     return config
 
@@ -120,14 +122,15 @@ def test_who_hears_of_a_step_may_stop_the_epoch(trainer):
 
 def test_waiting_for_a_program_counts_as_compiling(trainer, monkeypatch):
     """And not as training."""
-    last_step = trainer._steps[7].result()
+    last_step = trainer._steps[7].wait()
 
     class Late(concurrent.futures.Future):
         def exception(self, timeout=None):
-            time.sleep(0.5)
-            self.set_result(last_step)
+            if not self.done():
+                time.sleep(0.5)
+                self.set_result(last_step)
 
-    monkeypatch.setitem(trainer._steps, 7, Late())
+    monkeypatch.setitem(trainer._steps, 7, Program(Late(), trainer.compiler))
     before, started = trainer.compiler.seconds, time.perf_counter()
     _, _, seconds = trainer.train_epoch(trainer.create_state(0), 1, ignore)
     elapsed = time.perf_counter() - started
@@ -181,7 +184,7 @@ def test_every_image_is_predicted_in_its_place(trainer, dataset, config):
     """Against the network alone; the last batch of a split is filled up, and cut off again."""
     state = trainer.create_state(3)
     network = create_model(config.model, 10)
-    for name, split in dataset.evaluated.items():
+    for name, split in dataset.eval_splits.items():
         logits = trainer.predict(state, name)
         assert logits.shape == (len(split), 10) and logits.dtype == np.float32
         images = data.normalize(split.images, dataset.mean, dataset.std)
@@ -195,20 +198,20 @@ def test_every_image_is_predicted_in_its_place(trainer, dataset, config):
 def test_a_cpu_takes_smaller_batches_than_an_accelerator(tiny_config, monkeypatch, backend, size):
     dataset = small_dataset(tiny_config, 10, num_test=450)
     monkeypatch.setattr("jax.default_backend", lambda: backend)
-    on_devices = DeviceData.put(dataset)
-    (batches,) = on_devices.evaluated.values()
+    on_devices = Trainer.place(dataset)
+    (batches,) = on_devices.eval_batches.values()
     assert [len(batch) for batch in batches] == [size] * (5 if backend == "cpu" else 1)
     images = np.concatenate(batches)
     np.testing.assert_array_equal(images[:450], dataset.test.images)
     assert not images[450:].any()
-    np.testing.assert_array_equal(on_devices.train.images, dataset.train.images)
-    np.testing.assert_array_equal(on_devices.train.labels, dataset.train.labels)
+    for ours, theirs in zip(on_devices.train, dataset.train, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_trainer_takes_data_that_are_on_the_devices(config, dataset):
-    on_devices = DeviceData.put(dataset)
+    on_devices = Trainer.place(dataset)
     trainer = Trainer(config, dataset, on_devices)
-    assert trainer._data is on_devices
+    assert trainer._placed is on_devices
 
 
 def test_a_record_by_hand(trainer):

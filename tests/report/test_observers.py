@@ -198,21 +198,22 @@ class FakeProgress:
 
 
 class TestConsole:
-    def shown(self, tell):
+    def shown(self, tell, is_finished=False):
         progress = FakeProgress()
-        tell(Console(progress, 3, "MNIST", "runs/1"))
+        tell(Console(progress, 3, "MNIST", "runs/1", is_finished))
         return progress.shown
 
     @pytest.mark.parametrize(
-        ("epoch", "said"),
+        ("epoch", "is_finished", "said"),
         [
-            (0, []),
-            (2, ["Resuming after epoch 2 of 3"]),
-            (3, ["This run is finished; its pictures are drawn again"]),
+            (0, False, []),
+            (2, False, ["Resuming after epoch 2 of 3"]),
+            (3, False, ["Resuming after epoch 3 of 3"]),  # killed before it was finished
+            (3, True, ["This run is finished; its pictures are drawn again"]),
         ],
     )
-    def test_the_start(self, epoch, said):
-        assert self.shown(lambda console: console.start(history(epoch))) == said
+    def test_the_start(self, epoch, is_finished, said):
+        assert self.shown(lambda console: console.start(history(epoch)), is_finished) == said
 
     def test_an_epoch(self):
         assert self.shown(lambda console: console.epoch(history(2), TEST)) == [2]

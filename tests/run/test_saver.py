@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from mnist_flax.errors import UserError
+from mnist_flax.run import saver as saver_lib
 from mnist_flax.run.checkpoint import Checkpoints
 from mnist_flax.run.saver import Saver
 from tests.run.test_checkpoint import STEPS, assert_same, create, histories, like
@@ -42,12 +43,12 @@ def test_what_is_saved_is_restored(state, tmp_path):
     assert past.epoch == saver.saved_epochs == 2
 
 
-def test_waiting_ends_with_its_time(state, tmp_path):
+def test_an_abort_waits_for_some_time_only(state, tmp_path, monkeypatch):
+    monkeypatch.setattr(saver_lib, "_ABORT_SECONDS", 0.1)
     saver, may_end = Saver(tmp_path, 2), threading.Event()
     saver.save(state, *histories(), may_end.wait)
-    saver.wait(0.1)
+    assert saver.abort() is None
     may_end.set()
-    saver.wait()
 
 
 @pytest.mark.parametrize("fails", ["checkpoint", "metrics"])

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from mnist_flax.cli import fields as config_lib
 from mnist_flax.errors import UserError
+from mnist_flax.run import fields as config_lib
 from tests.runs import ROOT, TINY, arrays, assert_close_run, environment
 
 # 3,990 images in batches of 400: the last has 390, which 8 devices do not divide.

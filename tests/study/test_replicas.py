@@ -7,10 +7,10 @@ import sys
 import jax
 import numpy as np
 import pytest
+from tests.test_trainer import Counter, small_dataset
 
 from mnist_flax.trainer import Trainer
 from tests.runs import ROOT, environment
-from tests.test_trainer import Counter, small_dataset
 
 
 @pytest.fixture
