@@ -158,8 +158,7 @@ class TestPredict:
             batch = jnp.repeat(jnp.asarray(images), 100, axis=0)
             predict = jax.jit(lambda batch: self.predict(state, batch, config))
             analysis = predict.lower(batch).compile().memory_analysis()
-
-        return analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+            return analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
 
         assert needed(40) < 1.1 * needed(4)
 

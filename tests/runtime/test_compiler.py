@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,39 +14,46 @@ from mnist_flax.runtime.compilation import Compiler
 from tests.runs import ROOT, environment
 
 
-def compile_double():
-    return jax.jit(lambda x: 2 * x).lower(jnp.float32(0)).compile()
+def lower_double():
+    return jax.jit(lambda x: 2 * x).lower(jnp.float32(0))
+
+
+def lower_to(compile_):
+    """What stands for a lowered program that is compiled by `compile_`."""
+    return types.SimpleNamespace(compile=compile_)
 
 
 def test_programs_are_compiled_in_order():
     compiler, order = Compiler(), []
-    programs = [compiler.submit(lambda n=n: order.append(n) or compile_double()) for n in range(3)]
-    assert all(compiler.wait(program)(jnp.float32(3)) == 6 for program in programs)
+    programs = [compiler.submit(lambda n=n: order.append(n) or lower_double()) for n in range(3)]
+    compiler.finish()
+    assert all(program(jnp.float32(3)) == 6 for program in programs)
     assert order == [0, 1, 2]
+    assert all(program.memory() > 0 for program in programs)
 
 
 def test_it_counts_the_time_that_anybody_waited():
     compiler, may_end = Compiler(), threading.Event()
 
-    def compile_slowly():
+    def lower_slowly():
         may_end.wait(60)
-        return compile_double()
+        return lower_double()
 
-    program = compiler.submit(compile_slowly)
+    program = compiler.submit(lower_slowly)
     threading.Timer(0.2, may_end.set).start()
-    compiler.wait(program, under_way=jnp.zeros(3))
+    assert program(jnp.float32(3)) == 6
     waited = compiler.seconds
     assert waited > 0.1
-    compiler.wait(program)
-    assert compiler.seconds == waited
+    program.wait()
+    assert compiler.seconds == pytest.approx(waited, abs=0.01)
 
 
 def test_an_error_reaches_who_waits():
     compiler = Compiler()
     program = compiler.submit(lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        compiler.wait(program)
-    assert compiler.wait(compiler.submit(compile_double))(jnp.float32(1)) == 2
+        program.wait()
+    assert compiler.submit(lower_double)(jnp.float32(1)) == 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
@@ -57,7 +65,8 @@ def test_on_a_cpu_only_the_first_program_has_the_usual_priority():
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     compiler = Compiler()
-    assert [compiler.submit(nice).result(60) for _ in range(3)] == [nice(), 19, 19]
+    programs = [compiler.submit(lambda: lower_to(nice)) for _ in range(3)]
+    assert [program.wait() for program in programs] == [nice(), 19, 19]
 
 
 @pytest.mark.parametrize("reason", ["a failed compilation", "Ctrl-C"])
@@ -85,7 +94,7 @@ try:
     if {reason!r} == "Ctrl-C":
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(600)
-    compiler.wait(failed)
+    failed.wait()
 except (ZeroDivisionError, signals.Interrupted):
     sys.exit(3)
 """
