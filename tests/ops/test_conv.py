@@ -41,8 +41,14 @@ def value_and_gradients(convolve, lhs, rhs, cotangent, case):
         padding=case["padding"],
         dimension_numbers=NHWC,
     )
-    value, pullback = jax.vjp(convolve, lhs, rhs)
-    return value, *pullback(cotangent(value.shape))
+    shape = jax.eval_shape(convolve, lhs, rhs).shape
+
+    @jax.jit
+    def value_and_pullback(lhs, rhs, cotangent):
+        value, pullback = jax.vjp(convolve, lhs, rhs)
+        return value, *pullback(cotangent)
+
+    return value_and_pullback(lhs, rhs, cotangent(shape))
 
 
 # Shapes are new every time, so every example compiles.
@@ -210,6 +216,7 @@ def test_works_under_vmap():
     lhs = jnp.asarray(rng.normal(size=(3, 4, 8, 8, 2)), jnp.float32)
     rhs = jnp.asarray(rng.normal(size=(3, 5, 5, 2, 3)), jnp.float32)
 
+    @jax.jit
     def gradients(lhs, rhs):
         def loss(lhs, rhs):
             return jnp.sum(
@@ -218,7 +225,7 @@ def test_works_under_vmap():
 
         return jax.grad(loss, (0, 1))(lhs, rhs)
 
-    together = jax.vmap(gradients)(lhs, rhs)
+    together = jax.jit(jax.vmap(gradients))(lhs, rhs)
     for index in range(3):
         for mine, alone in zip(together, gradients(lhs[index], rhs[index]), strict=True):
             np.testing.assert_allclose(mine[index], alone, rtol=1e-4, atol=1e-4)
