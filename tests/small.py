@@ -24,9 +24,11 @@ def small_dataset(config: ConfigDict, num_train: int, num_test: int = 50) -> dat
     )
 
 
-def create_state(config: ConfigDict, seed: jax.typing.ArrayLike = 0) -> TrainState:
-    """A run's state before the first step, of epochs of one step; may be traced."""
-    schedule = optimizer.create_schedule(config.optimizer, 1, config.num_epochs)
+def create_state(
+    config: ConfigDict, seed: jax.typing.ArrayLike = 0, steps_per_epoch: int = 1
+) -> TrainState:
+    """A run's state before the first step; may be traced."""
+    schedule = optimizer.create_schedule(config.optimizer, steps_per_epoch, config.num_epochs)
     return step.create_state(seed, config, (SIDE, SIDE, 1), NUM_CLASSES, schedule)
 
 

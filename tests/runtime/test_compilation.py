@@ -1,18 +1,21 @@
+import concurrent.futures
 import os
 import subprocess
 import sys
+import threading
+import types
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from mnist_flax.runtime import devices
-from tests.conftest import ROOT
+from mnist_flax.runtime import compilation
+from tests.runs import ROOT
 
 PROGRAM = """
 import jax
-from mnist_flax.runtime import devices
-devices.use_compilation_cache()
+from mnist_flax.runtime import compilation
+compilation.use_cache()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.jit(lambda x: x + 1)(1.0)
 print(jax.config.jax_compilation_cache_dir)
@@ -28,7 +31,7 @@ def test_programs_are_kept_in_a_folder_of_the_user(tmp_path, own):
         expected = tmp_path / "own"
         env["JAX_COMPILATION_CACHE_DIR"] = str(expected)
     command = [sys.executable, "-c", PROGRAM]
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == str(expected)
     assert any(expected.iterdir())
     assert own != (tmp_path / "mnist_flax").exists()
@@ -50,13 +53,68 @@ def test_a_cpu_convolves_with_xlas_own_code():
 
     if "ynn" not in program(None):
         pytest.skip("this XLA does so by itself")
-    assert "ynn" not in program(devices.compiler_options())
+    assert "ynn" not in program(compilation.compiler_options())
 
 
 def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
-    monkeypatch.setattr(devices, "_CPU_OPTIONS", {"xla_cpu_no_such_option": "1"})
-    devices.compiler_options.cache_clear()
+    monkeypatch.setattr(compilation, "_CPU_OPTIONS", {"xla_cpu_no_such_option": "1"})
+    compilation.compiler_options.cache_clear()
     try:
-        assert devices.compiler_options() == {}
+        assert compilation.compiler_options() == {}
     finally:
-        devices.compiler_options.cache_clear()
+        compilation.compiler_options.cache_clear()
+
+
+def test_programs_are_compiled_in_order_and_in_the_background():
+    compiler, gate, order = compilation.Compiler(), threading.Event(), []
+
+    def compile_(name):
+        gate.wait(60)
+        order.append((name, threading.current_thread() is threading.main_thread()))
+        return name
+
+    programs = [compiler.submit(compile_, name) for name in ("first", "second", "third")]
+    assert order == []
+    gate.set()
+    assert [compiler.wait(program) for program in programs] == ["first", "second", "third"]
+    assert order == [("first", False), ("second", False), ("third", False)]
+
+
+def test_who_waits_for_a_program_hears_of_its_error():
+    compiler = compilation.Compiler()
+    program = compiler.submit(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        compiler.wait(program)
+
+
+def test_only_waiting_for_a_program_counts_as_compiling(monkeypatch):
+    """By a clock that the test turns: steps under way take 100 seconds, the compiler 7."""
+    clock = [0.0]
+
+    def finish_steps(under_way):
+        assert under_way == "steps"
+        clock[0] += 100
+
+    class Late(concurrent.futures.Future):
+        def exception(self, timeout=None):
+            clock[0] += 7
+            self.set_result("program")
+
+    monkeypatch.setattr(compilation, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(jax, "block_until_ready", finish_steps)
+    compiler, late = compilation.Compiler(), Late()
+    assert compiler.wait(late, under_way="steps") == "program"
+    assert compiler.seconds == 7
+    # It is there now, and nobody waits for the steps either.
+    assert compiler.wait(late, under_way="steps") == "program"
+    assert (compiler.seconds, clock[0]) == (7, 107)
+
+
+def test_memory_is_that_of_the_largest_program():
+    """Arguments, results and what is needed in between; what is donated counts once."""
+    x = jnp.ones(2**20)
+    plain = jax.jit(lambda x: x + 1).lower(x).compile()
+    donated = jax.jit(lambda x: x + 1, donate_argnums=0).lower(x).compile()
+    assert compilation.memory([plain]) >= 2 * x.nbytes
+    assert x.nbytes <= compilation.memory([donated]) < 2 * x.nbytes
+    assert compilation.memory([donated, plain]) == compilation.memory([plain])

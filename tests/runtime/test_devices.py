@@ -1,14 +1,15 @@
-"""The same numbers on any number of devices: virtual ones of a CPU, in the real command."""
+"""The same numbers on any number of devices, which are virtual ones of a CPU here."""
 
 import functools
-import json
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from mnist_flax.errors import UserError
-from mnist_flax.run import fields as config_lib
+from mnist_flax.runtime import devices
 from tests.runs import ROOT, TINY, arrays, assert_close_run, environment
 
 # 3,990 images in batches of 400: the last has 390, which 8 devices do not divide.
@@ -45,10 +46,25 @@ def run_on(run_main, tmp_path_factory):
 def test_results_are_those_of_one_device(run_on, count):
     """Augmentation, batch-norm statistics and the uneven last batch included."""
     alone, _ = run_on(1)
-    together, said = run_on(count)
-    assert f"Devices: {count} cpu" in said
+    together, output = run_on(count)
+    assert f"Devices: {count} cpu" in output
     assert_close_run(together, alone, 2e-3)
     assert len([name for name in arrays(together) if "batch_stats" in name]) == 4
+
+
+def test_on_eight_devices():
+    """Convolutions, steps, epochs, replicas and arrays; each is a test of its own there."""
+    tests = str(ROOT / "tests" / "on_eight_devices.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", tests],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(**on_devices(8)),
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout and "skipped" not in done.stdout
 
 
 def test_a_batch_that_devices_do_not_divide_is_refused(run_main, tmp_path):
@@ -62,47 +78,44 @@ def test_a_batch_that_devices_do_not_divide_is_refused(run_main, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "nearest"), [(3, "8"), (3_999, "3992 and 4000"), (4_000, None)]
+    ("batch_size", "num_images", "allowed"),
+    [
+        (4_000, 4_000, None),
+        (3_999, 4_000, "a multiple of the 8 devices, nearest 3992 and 4000"),
+        (3_999, 3_999, "a multiple of the 8 devices, nearest 3992"),
+        (3, 4_000, "a multiple of the 8 devices, nearest 8"),
+        (3, 7, "a multiple of the 8 devices, nearest none"),
+        (4_008, 4_000, "at most the 4,000 training images"),
+    ],
 )
-def test_the_nearest_sizes_work(tiny_config, batch_size, nearest):
-    tiny_config.batch_size = batch_size
-    if nearest is None:
-        config_lib.check_sizes(tiny_config, 4_000, 8)
+def test_the_nearest_sizes_work(monkeypatch, batch_size, num_images, allowed):
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    if allowed is None:
+        devices.check_batch_size(batch_size, num_images)
     else:
-        with pytest.raises(UserError, match=f"nearest {nearest}$"):
-            config_lib.check_sizes(tiny_config, 4_000, 8)
+        with pytest.raises(UserError) as error:
+            devices.check_batch_size(batch_size, num_images)
+        assert str(error.value) == (
+            f"config.batch_size={batch_size} is not allowed; allowed: {allowed}"
+        )
 
 
-def test_rows_are_spread_and_taken():
-    """On 8 devices, in a process of their own: of bytes, words and odd shapes."""
-    script = """
-import json
-import jax
-import numpy as np
-from jax.sharding import PartitionSpec
-from mnist_flax import mesh
+def test_one_device_needs_no_mesh():
+    """What is not lowered for the devices of a run computes as anywhere else."""
+    batch = np.arange(6.0).reshape(3, 2)
+    np.testing.assert_array_equal(jax.jit(devices.spread)(batch), batch)
+    assert devices.describe().startswith("Device: ")
 
-rng = np.random.default_rng(0)
-found = []
-for shape, dtype in (((50, 4, 4, 1), np.uint8), ((50, 3), np.uint8), ((50,), np.int32)):
-    array = rng.integers(0, 200, shape).astype(dtype)
-    spread = mesh.spread(array)
-    indices = rng.permutation(50)[:11]
-    take = mesh.on_devices(mesh.take, (mesh.SPREAD, mesh.REPLICATED), mesh.REPLICATED, 11)
-    held = [shard.data.shape[0] for shard in spread.addressable_shards]
-    same = np.array_equal(jax.jit(take)(spread, indices), array[indices])
-    found.append([len(spread), held, same])
-sizes = {size: list(mesh.create_mesh(size).devices.shape) for size in (8, 54, 11, 64)}
-print(json.dumps([found, sizes]))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment(PYTHONPATH=str(ROOT), **on_devices(8)),
-        check=True,
-    )
-    found, sizes = json.loads(done.stdout)
-    assert found == [[56, [7] * 8, True]] * 3
-    assert sizes == {"8": [1, 8, 1], "54": [1, 2, 4], "11": [1, 1, 8], "64": [1, 8, 1]}
+
+def test_free_memory_is_what_the_machine_has():
+    if jax.default_backend() == "cpu":
+        assert 0 < devices.free_memory() <= devices.psutil.virtual_memory().total
+
+
+def test_free_memory_of_a_device_that_counts_its_own(monkeypatch):
+    class Device:
+        def memory_stats(self):
+            return {"bytes_limit": 100, "bytes_in_use": 30}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    assert devices.free_memory() == 70

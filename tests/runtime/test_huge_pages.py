@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from mnist_flax.runtime import huge_pages
-from tests.conftest import ROOT
+from tests.runs import ROOT
 
 PROGRAM = """
 import os, pathlib, sys
@@ -29,14 +29,14 @@ def run(**env):
         stdout=subprocess.PIPE,
         text=True,
     )
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     return process.pid, output.splitlines()
 
 
 @pytest.mark.skipif(not huge_pages.by_request(), reason="huge pages are not by request")
 class TestWhereHugePagesAreByRequest:
-    def test_the_process_starts_anew_once_and_gets_them(self):
+    def test_the_process_starts_again_once_and_gets_them(self):
         pid, lines = run()
         assert lines[:2] == ["started", "started"]
         # The same process and arguments: a signal or a job's limit still finds it.
@@ -56,7 +56,7 @@ def test_nothing_is_done_elsewhere(content, tmp_path, monkeypatch):
     if content is not None:
         enabled.write_text(content)
     monkeypatch.setattr(huge_pages, "_THP", enabled)
-    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started anew"))
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started again"))
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     huge_pages.use()
     assert "GLIBC_TUNABLES" not in os.environ

@@ -1,0 +1,194 @@
+"""Tests for a process that has eight devices; runtime/test_devices.py runs them in one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnist_flax import step
+from mnist_flax.ops import conv
+from mnist_flax.runtime import devices
+from mnist_flax.study.replicas import Replicas
+from mnist_flax.trainer import DeviceData, Trainer
+from tests.small import (
+    assert_close,
+    create_state,
+    create_tiny_config,
+    normalize,
+    small_dataset,
+    train,
+)
+
+NUM_DEVICES = 8
+
+
+@pytest.fixture
+def config():
+    config = create_tiny_config()
+    # Adam divides a gradient by its size, and an image that moves by rounding has other pixels.
+    config.optimizer.eps = 0.1
+    config.augment.interpolation = "bilinear"
+    config.optimizer.ema_decay = 0.5
+    return config
+
+
+def test_there_are_so_many():
+    assert jax.device_count() == NUM_DEVICES
+    assert devices.describe().startswith(f"Devices: {NUM_DEVICES} ")
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "parts"), [(8, 8), (64, 8), (54, 2), (12, 4), (11, 1), (1, 1)]
+)
+def test_as_many_devices_as_divide_a_batch_have_a_part(batch_size, parts):
+    mesh = devices.create_mesh(batch_size)
+    assert mesh.devices.shape == (parts, NUM_DEVICES // parts)
+    rows = np.arange(batch_size * 3).reshape(batch_size, 3)
+    placed = {}
+
+    def double(batch):
+        batch = devices.spread(batch)
+        jax.debug.inspect_array_sharding(batch, callback=lambda s: placed.update(sharding=s))
+        return 2 * batch
+
+    program = devices.lower(double, rows, batch_size=batch_size).compile()
+    result = program(devices.put(rows))
+    np.testing.assert_array_equal(result, 2 * rows)
+    assert result.sharding.is_fully_replicated
+    assert placed["sharding"].shard_shape(rows.shape) == (batch_size // parts, 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((50, 4, 4, 1), np.uint8), ((50, 3), np.uint8), ((50,), np.int32)]
+)
+def test_arrays_lie_on_every_device(shape, dtype):
+    """Whole; of bytes, words and odd shapes. Batches have one size, and rows of 0 fill the last."""
+    array = np.random.default_rng(0).integers(1, 200, shape).astype(dtype)
+    for placed in (devices.put(array), *devices.put_batches(array, 50)):
+        assert len(placed.addressable_shards) == NUM_DEVICES
+        for shard in placed.addressable_shards:
+            np.testing.assert_array_equal(shard.data, array)
+    batches = devices.put_batches(array, 16)
+    assert [len(batch) for batch in batches] == [16] * 4
+    together = np.concatenate(batches)
+    np.testing.assert_array_equal(together[:50], array)
+    assert together.dtype == dtype and not together[50:].any()
+
+
+# Every way in which a CPU convolves: patches of one channel, tiles with and without their own
+# kernel gradient, blocks, XLA's own. And a batch of which only four devices have a part.
+@pytest.mark.parametrize(
+    ("batch", "side", "features", "kernel", "stride", "padding"),
+    [
+        (16, 12, 1, 5, 1, "VALID"),
+        (16, 12, 3, 5, 1, "SAME"),
+        (16, 10, 3, 3, 1, "VALID"),
+        (16, 9, 3, 2, 2, "VALID"),
+        (16, 3, 3, 1, 1, "VALID"),
+        (16, 12, 3, 5, 3, "SAME"),
+        (12, 12, 3, 5, 1, "VALID"),
+    ],
+)
+def test_convolutions_of_a_spread_batch(batch, side, features, kernel, stride, padding):
+    """Value and gradients are those of one device, and nobody gathers the batch for them."""
+    rng = np.random.default_rng(0)
+    lhs = rng.normal(size=(batch, side, side, features)).astype(np.float32)
+    rhs = rng.normal(size=(kernel, kernel, features, 4)).astype(np.float32)
+
+    def convolve(lhs, rhs):
+        return conv.conv_general_dilated(
+            lhs, rhs, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    weights = rng.normal(size=jax.eval_shape(convolve, lhs, rhs).shape).astype(np.float32)
+
+    def value_and_gradients(lhs, rhs, weights):
+        def loss(lhs, rhs):
+            value = convolve(devices.spread(lhs), rhs)
+            return jnp.sum(devices.spread(weights) * value), value
+
+        gradients, value = jax.grad(loss, (0, 1), has_aux=True)(lhs, rhs)
+        return value.sum((1, 2)), gradients[0].sum((1, 2)), gradients[1]
+
+    alone = jax.jit(value_and_gradients)(lhs, rhs, weights)
+    program = devices.lower(value_and_gradients, lhs, rhs, weights, batch_size=batch).compile()
+    together = program(*map(devices.put, (lhs, rhs, weights)))
+    assert_close(together, alone, 1e-5)
+    # Only what leaves the program is gathered: sums over the pixels of each image.
+    gathered = [line for line in program.as_text().splitlines() if " all-gather(" in line]
+    assert all(f"f32[{batch},{side}," not in line for line in gathered), gathered
+
+
+@pytest.mark.parametrize("batch_size", [48, 30])
+def test_the_step_is_that_of_one_device(config, batch_size):
+    """Augmentation, statistics, gradients and averages; devices of which all or two have a part."""
+    config.label_smoothing = 0.1
+    split = small_dataset(config, batch_size).train
+
+    def run(state, images, labels):
+        images, labels = map(devices.spread, (images, labels))
+        return step.train_step(state, images, labels, config=config, normalize=normalize)
+
+    alone = jax.jit(lambda: create_state(config))()
+    together = jax.device_put(jax.tree.map(jnp.copy, alone), devices.replicated())
+    program = devices.lower(run, alone, *split, batch_size=batch_size).compile()
+    run_alone = jax.jit(run)
+    on_devices = [devices.put(array) for array in split]
+    for _ in range(3):
+        alone, metrics_alone = run_alone(alone, *split)
+        together, metrics = program(together, *on_devices)
+        np.testing.assert_allclose(metrics.loss, metrics_alone.loss, rtol=1e-5)
+        assert abs(metrics.accuracy - metrics_alone.accuracy) <= 1.01 / batch_size
+    assert {leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(together)} == {True}
+    assert_close(together, alone, 1e-4)
+
+
+def test_an_epoch_is_that_of_one_device(config):
+    """With a last batch that eight devices do not divide, and a split that they do not."""
+    config.batch_size = 48
+    dataset = small_dataset(config, 48 + 30)
+    trainer = Trainer(config, dataset)
+    trainer.compile()
+    state = trainer.create_state(5)
+    order = np.asarray(step.shuffle(jnp.copy(state.key), 1, 78))
+    state, metrics = train(trainer, state, 1)
+
+    @jax.jit
+    def run_alone(state, images, labels):
+        options = {"config": config, "normalize": trainer._options["normalize"]}
+        return step.train_step(state, images, labels, **options)
+
+    alone = jax.jit(lambda: create_state(config, seed=5, steps_per_epoch=2))()
+    for index, part in enumerate((order[:48], order[48:])):
+        images, labels = (array[part] for array in dataset.train)
+        alone, of_step = run_alone(alone, images, labels)
+        np.testing.assert_allclose(metrics.loss[index], of_step.loss, rtol=1e-5)
+    assert_close(state, alone, 1e-4)
+    logits = trainer.predict(state, "test")
+    images = trainer._options["normalize"](dataset.test.images)
+    expected = state.apply_fn(jax.device_get(alone.evaluated), images, train=False)
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_replicas", [4, 3])
+def test_replicas_have_devices_of_their_own(config, num_replicas):
+    """Four have two devices each; three, which do not divide them, share all. Numbers stay."""
+    config.batch_size = 48
+    dataset = small_dataset(config, 96)
+    on_devices = DeviceData.put(dataset)
+    replicas = Replicas(config, dataset, num_replicas, on_devices)
+    replicas.compile()
+    seeds = list(range(num_replicas))
+    states, metrics = train(replicas, replicas.create_states(seeds), 1)
+    kernel = states.params["classifier"]["kernel"]
+    held = [shard.data.shape[0] for shard in kernel.addressable_shards]
+    assert held == ([1] if num_replicas == 4 else [3]) * NUM_DEVICES
+    logits = replicas.predict(states, "test")
+    alone = Trainer(config, dataset, on_devices)
+    alone.compile()
+    for index in seeds:
+        state, of_one = train(alone, alone.create_state(index), 1)
+        np.testing.assert_allclose(metrics.loss[:, index], of_one.loss, rtol=1e-4)
+        assert_close(jax.tree.map(lambda leaf, i=index: leaf[i], states), state, 1e-4)
+        expected = alone.predict(state, "test")
+        np.testing.assert_allclose(logits[index], expected, rtol=1e-3, atol=1e-4)
