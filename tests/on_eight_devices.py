@@ -9,22 +9,16 @@ from mnist_flax import step
 from mnist_flax.ops import conv
 from mnist_flax.runtime import devices
 from mnist_flax.study.replicas import Replicas
-from mnist_flax.trainer import DeviceData, Trainer
-from tests.small import (
-    assert_close,
-    create_state,
-    create_tiny_config,
-    normalize,
-    small_dataset,
-    train,
-)
+from mnist_flax.trainer import Trainer
+from tests.runs import tiny
+from tests.small import assert_close, create_state, normalize, small_dataset, train
 
 NUM_DEVICES = 8
 
 
 @pytest.fixture
 def config():
-    config = create_tiny_config()
+    config = tiny()
     # Adam divides a gradient by its size, and an image that moves by rounding has other pixels.
     config.optimizer.eps = 0.1
     config.augment.interpolation = "bilinear"
@@ -64,15 +58,18 @@ def test_as_many_devices_as_divide_a_batch_have_a_part(batch_size, parts):
 def test_arrays_lie_on_every_device(shape, dtype):
     """Whole; of bytes, words and odd shapes. Batches have one size, and rows of 0 fill the last."""
     array = np.random.default_rng(0).integers(1, 200, shape).astype(dtype)
-    for placed in (devices.put(array), *devices.put_batches(array, 50)):
-        assert len(placed.addressable_shards) == NUM_DEVICES
-        for shard in placed.addressable_shards:
-            np.testing.assert_array_equal(shard.data, array)
-    batches = devices.put_batches(array, 16)
-    assert [len(batch) for batch in batches] == [16] * 4
-    together = np.concatenate(batches)
-    np.testing.assert_array_equal(together[:50], array)
-    assert together.dtype == dtype and not together[50:].any()
+    placed = devices.place((array, array[::-1]), {"test": array})
+    for ours, theirs in zip(
+        (devices.put(array), *placed.train), (array, array, array[::-1]), strict=True
+    ):
+        assert len(ours.addressable_shards) == NUM_DEVICES
+        for shard in ours.addressable_shards:
+            np.testing.assert_array_equal(shard.data, theirs)
+    (batch,) = placed.eval_batches["test"]
+    assert batch.sharding.is_fully_replicated and batch.dtype == dtype
+    assert len(batch) == NUM_DEVICES * (100 if jax.default_backend() == "cpu" else 2_000)
+    np.testing.assert_array_equal(batch[:50], array)
+    assert not np.any(batch[50:])
 
 
 # Every way in which a CPU convolves: patches of one channel, tiles with and without their own
@@ -166,7 +163,7 @@ def test_an_epoch_is_that_of_one_device(config):
     assert_close(state, alone, 1e-4)
     logits = trainer.predict(state, "test")
     images = trainer._options["normalize"](dataset.test.images)
-    expected = state.apply_fn(jax.device_get(alone.evaluated), images, train=False)
+    expected = state.apply_fn(jax.device_get(alone.eval_variables), images, train=False)
     np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -175,7 +172,7 @@ def test_replicas_have_devices_of_their_own(config, num_replicas):
     """Four have two devices each; three, which do not divide them, share all. Numbers stay."""
     config.batch_size = 48
     dataset = small_dataset(config, 96)
-    on_devices = DeviceData.put(dataset)
+    on_devices = Trainer.place(dataset)
     replicas = Replicas(config, dataset, num_replicas, on_devices)
     replicas.compile()
     seeds = list(range(num_replicas))

@@ -2,7 +2,6 @@ import concurrent.futures
 import os
 import subprocess
 import sys
-import threading
 import types
 
 import jax
@@ -65,56 +64,37 @@ def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
         compilation.compiler_options.cache_clear()
 
 
-def test_programs_are_compiled_in_order_and_in_the_background():
-    compiler, gate, order = compilation.Compiler(), threading.Event(), []
-
-    def compile_(name):
-        gate.wait(60)
-        order.append((name, threading.current_thread() is threading.main_thread()))
-        return name
-
-    programs = [compiler.submit(compile_, name) for name in ("first", "second", "third")]
-    assert order == []
-    gate.set()
-    assert [compiler.wait(program) for program in programs] == ["first", "second", "third"]
-    assert order == [("first", False), ("second", False), ("third", False)]
-
-
-def test_who_waits_for_a_program_hears_of_its_error():
-    compiler = compilation.Compiler()
-    program = compiler.submit(lambda: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        compiler.wait(program)
-
-
 def test_only_waiting_for_a_program_counts_as_compiling(monkeypatch):
     """By a clock that the test turns: steps under way take 100 seconds, the compiler 7."""
     clock = [0.0]
 
     def finish_steps(under_way):
-        assert under_way == "steps"
+        assert under_way == ("steps",)
         clock[0] += 100
 
     class Late(concurrent.futures.Future):
         def exception(self, timeout=None):
-            clock[0] += 7
-            self.set_result("program")
+            if not self.done():
+                clock[0] += 7
+                self.set_result(lambda steps: f"next {steps}")
 
     monkeypatch.setattr(compilation, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(jax, "block_until_ready", finish_steps)
-    compiler, late = compilation.Compiler(), Late()
-    assert compiler.wait(late, under_way="steps") == "program"
-    assert compiler.seconds == 7
+    compiler = compilation.Compiler()
+    program = compilation.Program(Late(), compiler)
+    assert program("steps") == "next steps"
+    assert (compiler.seconds, clock[0]) == (7, 107)
     # It is there now, and nobody waits for the steps either.
-    assert compiler.wait(late, under_way="steps") == "program"
+    assert program("steps") == "next steps"
     assert (compiler.seconds, clock[0]) == (7, 107)
 
 
-def test_memory_is_that_of_the_largest_program():
-    """Arguments, results and what is needed in between; what is donated counts once."""
-    x = jnp.ones(2**20)
-    plain = jax.jit(lambda x: x + 1).lower(x).compile()
-    donated = jax.jit(lambda x: x + 1, donate_argnums=0).lower(x).compile()
-    assert compilation.memory([plain]) >= 2 * x.nbytes
-    assert x.nbytes <= compilation.memory([donated]) < 2 * x.nbytes
-    assert compilation.memory([donated, plain]) == compilation.memory([plain])
+def test_memory_counts_what_is_donated_once():
+    """Arguments, results and what is needed in between."""
+    x, compiler = jnp.ones(2**20), compilation.Compiler()
+
+    def needed(**options):
+        return compiler.submit(jax.jit(lambda x: x + 1, **options).lower, x).memory()
+
+    assert needed() >= 2 * x.nbytes
+    assert x.nbytes <= needed(donate_argnums=0) < 2 * x.nbytes
