@@ -6,12 +6,12 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from tests.test_replica import create
 
 from mnist_flax import data
 from mnist_flax.run.workdir import Workdir
 from mnist_flax.study.findings import Findings
 from mnist_flax.study.store import ReplicaStore
+from tests.study.test_store import create
 
 SEEDS = range(5)
 LABELS = np.arange(1_000, dtype=np.int32) % 10

@@ -1,122 +1,181 @@
 """Replicas that are trained together are the runs of their seeds, each trained alone."""
 
-import json
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
-from tests.test_trainer import Counter, small_dataset
 
+from mnist_flax.errors import UserError
+from mnist_flax.evaluate import evaluate
+from mnist_flax.runtime import devices
+from mnist_flax.step import StepMetrics
+from mnist_flax.study.replicas import Pool, Replicas
 from mnist_flax.trainer import Trainer
-from tests.runs import ROOT, environment
+from tests.runs import tiny
+from tests.small import assert_close, small_dataset, train
+
+SEEDS = [3, 8]
 
 
-@pytest.fixture
-def config(tiny_config):
-    tiny_config.batch_size = 48
-    tiny_config.optimizer.eps = 0.1  # Adam divides a gradient by its size: rounding would grow
-    tiny_config.optimizer.ema_decay = 0.5
-    tiny_config.evaluation.num_views = 2
-    return tiny_config
+@pytest.fixture(scope="module")
+def config():
+    config = tiny()
+    config.batch_size = 48
+    config.optimizer.eps = 0.1  # Adam divides a gradient by its size: rounding would grow
+    config.augment.interpolation = "bilinear"  # of which no pixel falls to the other side
+    config.optimizer.ema_decay = 0.5
+    config.evaluation.num_views = 2
+    return config
 
 
-def assert_close(mine, other):
-    for ours, theirs in zip(jax.tree.leaves(mine), jax.tree.leaves(other), strict=True):
-        if not jax.dtypes.issubdtype(ours.dtype, jax.dtypes.prng_key):
-            scale = np.abs(np.asarray(theirs, np.float64)).max()
-            np.testing.assert_allclose(ours, theirs, atol=1e-4 * scale + 1e-7)
+@pytest.fixture(scope="module")
+def dataset(config):
+    """Of two batches, the second with 34 images."""
+    return small_dataset(config, 82)
 
 
-def test_each_is_as_its_seed_alone(config):
+@pytest.fixture(scope="module")
+def placed(dataset):
+    return Trainer.place(dataset)
+
+
+@pytest.fixture(scope="module")
+def alone(config, dataset, placed):
+    trainer = Trainer(config, dataset, placed)
+    trainer.compile()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def create(config, dataset, placed):
+    """So many replicas, compiled once."""
+    compiled = {}
+
+    def create(number):
+        if number not in compiled:
+            compiled[number] = Replicas(config, dataset, number, placed)
+            compiled[number].compile()
+        return compiled[number]
+
+    return create
+
+
+def test_each_is_as_its_seed_alone(create, alone):
     """Initialisation, orders, augmentation, statistics, averages and test-time views."""
-    dataset = small_dataset(config, 130)
-    seeds = [3, 8]
-    together = Trainer(config, dataset, seeds)
-    losses = [together.train_epoch(epoch, Counter()).loss for epoch in (1, 2)]
-    logits = together.predict("test")
-    assert losses[0].shape == (3, 2) and logits.shape == (2, 50, 10)
-    one = Trainer(config, dataset, [0])  # whose programs are a run's, as the next test shows
-    for index, seed in enumerate(seeds):
-        one.restart([seed])
-        for epoch in (1, 2):
-            loss = one.train_epoch(epoch, Counter()).loss
-            np.testing.assert_allclose(losses[epoch - 1][:, index], loss[:, 0], rtol=1e-4)
-        assert_close(
-            jax.tree.map(lambda leaf, i=index: leaf[i], together.state),
-            jax.tree.map(lambda leaf: leaf[0], one.state),
-        )
-        np.testing.assert_allclose(logits[index], one.predict("test")[0], rtol=1e-3, atol=1e-4)
+    together = create(2)
+    states, metrics = train(together, together.create_states(SEEDS), 2)
+    logits = together.predict(states, "test")
+    assert metrics.loss.shape == metrics.accuracy.shape == (4, 2) and logits.shape == (2, 50, 10)
+    for index, seed in enumerate(SEEDS):
+        state, of_one = train(alone, alone.create_state(seed), 2)
+        np.testing.assert_allclose(metrics.loss[:, index], of_one.loss, rtol=1e-4)
+        assert_close(jax.tree.map(lambda leaf, i=index: leaf[i], states), state, 1e-4)
+        expected = alone.predict(state, "test")
+        np.testing.assert_allclose(logits[index], expected, rtol=1e-3, atol=1e-4)
     assert not np.allclose(logits[0], logits[1], atol=0.01)
 
 
-def test_one_replica_is_its_run_and_starts_again(config):
-    dataset = small_dataset(config, 130)
-    one = Trainer(config, dataset, [7])
-    one.train_epoch(1, Counter())
-    one.restart([config.seed])
-    alone = Trainer(config, dataset)
-    ours, theirs = one.train_epoch(1, Counter()), alone.train_epoch(1, Counter())
-    np.testing.assert_array_equal(ours.loss[:, 0], theirs.loss)
-    np.testing.assert_allclose(one.predict("test")[0], alone.predict("test"), rtol=1e-6)
+def test_one_replica_is_its_run(create, alone):
+    """To rounding, for it is a program of its own, which serves one seed after another."""
+    one = create(1)
+    for seed in (7, 42):
+        states, metrics = train(one, one.create_states([seed]), 1)
+        state, of_run = train(alone, alone.create_state(seed), 1)
+        np.testing.assert_allclose(metrics.loss[:, 0], of_run.loss, rtol=1e-5)
+        logits = one.predict(states, "test")[0]
+        np.testing.assert_allclose(logits, alone.predict(state, "test"), rtol=1e-5, atol=1e-6)
 
 
-def test_a_replica_that_diverges_leaves_the_others_alone(config):
-    dataset = small_dataset(config, 96)
-    together = Trainer(config, dataset, [1, 2])
-    params = jax.tree.map(lambda leaf: leaf.at[0].set(np.nan), together.state.params)
-    together.state = together.state.replace(params=params)
-    losses = together.train_epoch(1, Counter()).loss
-    assert np.isnan(losses[:, 0]).all() and np.isfinite(losses[:, 1]).all()
-    assert np.isfinite(together.predict("test")[1]).all()
+def test_results_and_records_are_each_replicas_own(create, alone, dataset):
+    together = create(2)
+    states, metrics = train(together, together.create_states(SEEDS), 1)
+    results = {split: together.evaluate_each(states, split) for split in ("validation", "test")}
+    assert results["validation"] == []  # nothing was set aside
+    logits = together.predict(states, "test")
+    for result, of_one in zip(results["test"], logits, strict=True):
+        assert result.loss == evaluate(of_one, dataset.test.labels).loss
+    records = together.records(1, metrics, results, seconds=3.0)
+    assert len(records) == 2
+    for index, record in enumerate(records):
+        loss = np.average(metrics.loss[:, index], weights=[48, 34])
+        assert record["train/loss"] == pytest.approx(loss)
+        assert record["test/loss"] == results["test"][index].loss
+        assert record["seconds"] == 1.5 and record["epoch"] == 1
+        of_one = StepMetrics(*(values[:, index] for values in metrics))
+        by_run = alone.record(1, of_one, {"test": results["test"][index]}, seconds=1.5)
+        del by_run["images_per_second"]  # of several together, it would mislead
+        assert record == by_run
 
 
-def test_memory_grows_with_the_replicas(config):
-    dataset = small_dataset(config, 96)
-    sizes = []
-    for seeds in ([1], [1, 2, 3]):
-        trainer = Trainer(config, dataset, seeds)
-        trainer.finish_compiling()
-        sizes.append(trainer.memory)
+def test_a_replica_that_diverges_leaves_the_others_alone(create):
+    together = create(2)
+    states = together.create_states([1, 2])
+    params = jax.tree.map(lambda leaf: leaf.at[0].set(np.nan), states.params)
+    states, metrics = train(together, states.replace(params=params), 1)
+    assert np.isnan(metrics.loss[:, 0]).all() and np.isfinite(metrics.loss[:, 1]).all()
+    assert np.isfinite(together.predict(states, "test")[1]).all()
+
+
+def test_memory_grows_with_the_replicas(create, dataset):
     images = sum(array.nbytes for array in dataset.train)
-    assert images < sizes[0] < sizes[1]
+    assert images < create(1).memory() < create(2).memory()
 
 
-def test_on_devices_of_their_own():
-    """Four replicas on eight devices, two to each, and on one device."""
-    script = """
-import json
-from configs import default
-from mnist_flax.trainer import Trainer
-from tests.test_trainer import Counter, small_dataset
+class TestPool:
+    @pytest.fixture
+    def lines(self):
+        return []
 
-config = default.get_config()
-config.dataset.source = "sample"
-config.batch_size = 48
-config.model.channels, config.model.kernel_sizes = ((4,), (8,)), ((5,), (3,))
-config.optimizer.eps = 0.1
-trainer = Trainer(config, small_dataset(config, 96), [1, 2, 3, 4])
-losses = trainer.train_epoch(1, Counter()).loss
-kernel = trainer.state.params["classifier"]["kernel"]
-held = [shard.data.shape[0] for shard in kernel.addressable_shards]
-print(json.dumps([losses.tolist(), trainer.predict("test").tolist(), held]))
-"""
-    found = {}
-    for count in (8, 1):
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env=environment(
-                PYTHONPATH=str(ROOT),
-                XLA_FLAGS=f"--xla_force_host_platform_device_count={count}",
-            ),
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        found[count] = json.loads(done.stdout)
-    (losses, logits, held), (losses_of_one, logits_of_one, held_of_one) = found[8], found[1]
-    assert held == [1] * 8 and held_of_one == [4]
-    np.testing.assert_allclose(losses, losses_of_one, rtol=1e-4)
-    np.testing.assert_allclose(logits, logits_of_one, rtol=1e-3, atol=1e-4)
+    @pytest.fixture
+    def pool(self, config, dataset, lines):
+        other = config.copy_and_resolve_references()
+        other.model.norm = "none"
+        return Pool({"base": config, "no norm": other}, dataset, lines.append)
+
+    def test_one_copy_of_the_data_serves_all_recipes(self, pool, lines, monkeypatch):
+        copies, place = [], Trainer.place
+        placing = staticmethod(lambda data: copies.append(place(data)) or copies[-1])
+        monkeypatch.setattr(Trainer, "place", placing)
+        base, other = pool.get("base", 1), pool.get("no norm", 1)
+        assert len(copies) == 1
+        assert base._placed is other._placed is copies[0]
+        assert pool.get("base", 1) is base and base is not other
+        states, _ = train(other, other.create_states([1]), 1)
+        assert not jax.tree.leaves(states.batch_stats)
+        assert lines == []
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_as_many_as_fit_in_memory(self, pool, lines, monkeypatch, fails):
+        """By what the program needs, or by XLA's own refusal to compile it."""
+
+        def compile_(replicas):
+            if fails and replicas.num_replicas > 1:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+        monkeypatch.setattr(Replicas, "compile", compile_)
+        monkeypatch.setattr(Replicas, "memory", lambda replicas: 100 * replicas.num_replicas)
+        monkeypatch.setattr(devices, "free_memory", lambda: 350)
+        replicas = pool.get("base", 8)
+        expected = 1 if fails else 3
+        assert replicas.num_replicas == expected
+        assert lines[-1] == f"base: {expected} replicas at a time fit in memory"
+        said = len(lines)
+        # It is known now; fewer are a program of their own, and other recipes another matter.
+        assert pool.get("base", 8) is replicas
+        assert pool.get("base", 1).num_replicas == 1
+        assert len(lines) == said
+
+    def test_a_recipe_that_does_not_fit_at_all_is_refused(self, pool, monkeypatch):
+        def compile_(replicas):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+        monkeypatch.setattr(Replicas, "compile", compile_)
+        with pytest.raises(UserError, match="base: it does not fit in the memory of"):
+            pool.get("base", 2)
+
+    def test_other_errors_of_the_compiler_are_not_hidden(self, pool, monkeypatch):
+        def compile_(replicas):
+            raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+        monkeypatch.setattr(Replicas, "compile", compile_)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+            pool.get("base", 2)
