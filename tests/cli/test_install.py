@@ -7,14 +7,7 @@ import sys
 
 import pytest
 
-from tests.runs import ROOT, environment
-
-SMALL = (
-    "--config.dataset.source=sample",
-    "--config.batch_size=400",
-    "--config.model.channels=((4,),(4,),(4,))",
-    "--config.study.num_seeds=2",
-)
+from tests.runs import ROOT, TINY, environment
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +74,9 @@ def test_the_default_recipe_is_found(run, tmp_path):
 
 
 def test_a_study(installed, run, tmp_path):
-    done = run("-m", "mnist_flax.study", f"--config={installed}/configs/speedrun.py", *SMALL)
+    recipe = f"--config={installed}/configs/quick.py"
+    small = (*TINY[1:], "--config.num_epochs=1", "--config.study.num_seeds=2")
+    done = run("-m", "mnist_flax.study", recipe, *small)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     (workdir,) = (tmp_path / "runs").iterdir()

@@ -142,13 +142,14 @@ class TestQuick:
 
 def test_mnist_from_a_folder(run_main, mnist_dir, tmp_path):
     done = run_main(
-        "--config.model.channels=((8,),(16,))",
+        "--config.model.channels=((4,),(8,))",
         "--config.model.kernel_sizes=((5,),(3,))",
+        "--config.model.downsample=max",
         "--config.optimizer.learning_rate=0.02",
         "--config.augment.enabled=False",
         "--config.num_epochs=1",
         "--config.dataset.validation_size=50000",
-        "--config.batch_size=128",
+        "--config.batch_size=64",
         f"--config.dataset.manual_dir={mnist_dir}",
         "--config.wandb.mode=disabled",
         cwd=tmp_path,
@@ -164,7 +165,7 @@ def test_mnist_from_a_folder(run_main, mnist_dir, tmp_path):
     assert summary["dataset"]["validation_size"] == 50_000
     assert np.sum(summary["confusion_matrix"]) == 10_000
     (record,) = read_metrics(workdir)
-    assert record["step"] == 79  # 78 batches of 128 and one of 16
+    assert record["step"] == 157  # 156 batches of 64 and one of 16
     assert {"validation/loss", "validation/accuracy"} <= set(record)
     assert not (workdir / "wandb").exists()
     assert record["train/accuracy"] > 0.5
