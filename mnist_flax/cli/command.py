@@ -58,7 +58,9 @@ def start(main: Callable[[ConfigDict], None], default_recipe: str = "default.py"
 def _again(workdir: str) -> str:
     """Returns the command line of this process, with the workdir that it chose by itself."""
     module = sys.modules["__main__"].__spec__
-    arguments = ["-m", module.name, *sys.argv[1:]] if module else list(sys.argv)
+    arguments = list(sys.argv)
+    if module:
+        arguments = ["-m", module.name.removesuffix(".__main__"), *sys.argv[1:]]
     if workdir and not any(re.match(r"--?workdir(=|$)", argument) for argument in arguments):
         arguments.append(f"--workdir={workdir}")
     return shlex.join(["python", *arguments])
