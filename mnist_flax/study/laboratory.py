@@ -108,6 +108,7 @@ class Study:
             if (replica := self._store.load(name, seed)) is not None:
                 _check_replica(replica, self._config_of(name, seed), dataset.title, folder.path)
                 self._finished[name, seed] = replica
+                self._store.discard(name, [seed])  # what a killed process left
         folder.reopen()
         names = list(self._recipes)
         self._findings = Findings(config, dataset, names, folder, self._store, ensemble)
