@@ -1,20 +1,20 @@
-"""The study command on the bundled sample: its results, its end by force, and going on."""
+"""The study command on the bundled sample: its results, its end by force, and its resuming."""
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
 
-import jax
+import numpy as np
 import pytest
 
-from mnist_flax import data
 from mnist_flax.errors import UserError
-from mnist_flax.run.workdir import Workdir
 from mnist_flax.runtime import devices
+from mnist_flax.runtime.signals import Interrupted
 from mnist_flax.study import laboratory
-from mnist_flax.trainer import Trainer
-from tests.runs import ROOT, TINY, Run, environment, files, going_on, summary
+from mnist_flax.study.replicas import Replicas
+from tests.runs import ROOT, TINY, environment, files, going_on, summary
 from tests.wandb_log import OfflineRun
 
 STUDY = ("-m", "mnist_flax.study")
@@ -28,19 +28,21 @@ def get_config():
     config.optimizer.ema_decay = 0.5
     config.evaluation.num_views = 2
     config.study.num_seeds = config.study.ensemble_size = 2
+    config.study.num_final_epochs = 2
     config.study.variants = {"layer norm": {"model": {"norm": "layer"}}}
     return config
 """
 NAMES = ("base", "layer norm")
 SEEDS = (42, 43)
+NUM_EPOCHS = 4
 
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory):
-    """Of a study of four replicas of two epochs."""
+    """Of a study of four replicas."""
     path = tmp_path_factory.mktemp("recipe") / "recipe.py"
     path.write_text(RECIPE)
-    return (f"--config={path}", *TINY[1:], "--config.num_epochs=2")
+    return (f"--config={path}", *TINY[1:], f"--config.num_epochs={NUM_EPOCHS}")
 
 
 def study(*arguments, **env):
@@ -50,33 +52,52 @@ def study(*arguments, **env):
         env=environment(**env),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
 
 
 @pytest.fixture(scope="module")
 def finished(arguments, tmp_path_factory):
-    """A study that came to its end; its folder and what it said."""
+    """A study that was never interrupted; its folder and its output."""
     workdir = tmp_path_factory.mktemp("study") / "norms"
     done = study(*arguments, f"--workdir={workdir}", "--config.wandb.mode=offline", "--ensemble")
     assert done.returncode == 0, done.stderr
     return workdir, done
 
 
+def load(workdir):
+    """The files of all finished replicas, by variant and seed."""
+    paths = workdir.glob("replicas/*/*.json")
+    return {(path.parent.name, int(path.stem)): json.loads(path.read_text()) for path in paths}
+
+
 def results(workdir):
     """What the replicas came to, times aside."""
-    found = {}
-    for name in NAMES:
-        for seed in SEEDS:
-            replica = json.loads((workdir / "replicas" / name / f"{seed}.json").read_text())
-            records = [
-                {k: v for k, v in record.items() if k != "seconds"} for record in replica["records"]
-            ]
-            found[name, seed] = (replica["results"], records)
-    return found
+    return {
+        key: (
+            replica["results"],
+            [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in replica["records"]],
+        )
+        for key, replica in load(workdir).items()
+    }
 
 
-def test_it_says_and_leaves_what_it_found(finished):
+def unfinished(workdir):
+    """The complete checkpoints of replicas under way, the newest last."""
+    digests = workdir.glob("replicas/*/*.unfinished/*/files.sha256")
+    return sorted((path.parent for path in digests), key=lambda path: int(path.name))
+
+
+def under_way(workdir):
+    """The newest complete checkpoint of each replica that is not finished."""
+    found = {
+        (path.parents[1].name, int(path.parent.name.partition("-")[0])): path
+        for path in unfinished(workdir)
+    }
+    return {replica: path for replica, path in found.items() if replica not in load(workdir)}
+
+
+def test_it_prints_and_leaves_what_it_found(finished):
     workdir, done = finished
     lines = done.stdout.splitlines()
     assert len([line for line in lines if line.split("/")[0].strip().isdigit()]) == 4
@@ -88,20 +109,36 @@ def test_it_says_and_leaves_what_it_found(finished):
     content = json.loads((workdir / "study.json").read_text())
     overrides = {row["name"]: row["overrides"] for row in content["recipes"]}
     assert overrides == {"base": {}, "layer norm": {"model.norm": "layer"}}
-    assert len({tuple(results(workdir)[key][0]["test"].values()) for key in results(workdir)}) == 4
+    found = results(workdir)
+    assert found.keys() == {(name, seed) for name in NAMES for seed in SEEDS}
+    assert len({tuple(of_replica["test"].values()) for of_replica, _ in found.values()}) == 4
     assert {len(row["ensembles"][-1]["num_errors"]) for row in content["recipes"]} == {1}
     for name in ("study", "ensemble"):
         assert (workdir / "figures" / f"{name}.png").stat().st_size > 10_000
+    assert unfinished(workdir) == [] and list(workdir.glob("replicas/*/*.unfinished")) == []
+
+
+def test_results_are_means_over_the_last_epochs(finished):
+    """The test set is evaluated in these epochs, and in no other."""
+    for of_replica, records in results(finished[0]).values():
+        assert [epoch["epoch"] for epoch in records] == [1, 2, 3, 4]
+        assert ["test/loss" in epoch for epoch in records] == [False, False, True, True]
+        test, last = of_replica["test"], records[-2:]
+        assert test["loss"] == pytest.approx(np.mean([epoch["test/loss"] for epoch in last]))
+        accuracy = np.mean([epoch["test/accuracy"] for epoch in last])
+        assert test["accuracy"] == pytest.approx(accuracy)
+        assert test["num_errors"] == pytest.approx(1_000 * (1 - accuracy))
+        assert last[0]["test/loss"] != last[1]["test/loss"]
 
 
 @pytest.mark.slow  # of the same, in one process: test_replicas
 def test_a_replica_is_the_run_of_its_seed(finished, arguments, run_main, tmp_path):
     done = run_main(*arguments, "--config.seed=43", f"--workdir={tmp_path}/run")
     assert done.returncode == 0, done.stderr
-    (test, records) = results(finished[0])["base", 43]
+    (_, records) = results(finished[0])["base", 43]
     alone = summary(tmp_path / "run")
-    assert test["test"]["num_errors"] == alone["num_test_errors"]
-    assert test["test"]["loss"] == pytest.approx(alone["final_test_loss"], rel=1e-5)
+    assert records[-1]["test/accuracy"] == alone["final_test_accuracy"]
+    assert records[-1]["test/loss"] == pytest.approx(alone["final_test_loss"], rel=1e-5)
     assert records[-1]["step"] == alone["step"]
 
 
@@ -115,39 +152,44 @@ def test_wandb_has_a_group_and_a_run_for_each(finished):
     assert {run.run.run_group for run in runs} == {"norms"}
     assert len({run.run.run_id for run in runs}) == 4
     for run in runs:
-        assert len(run.history) == 2 and run.summary["test_accuracy"] > 0.1
+        assert len(run.history) == NUM_EPOCHS and run.summary["test_accuracy"] > 0.1
         assert run.config["seed"] in SEEDS
 
 
-def test_killed_it_goes_on_and_runs_nothing_twice(finished, arguments, tmp_path):
+def test_killed_it_resumes_from_the_last_epoch_and_repeats_nothing(finished, arguments, tmp_path):
+    """Finished replicas are not trained again, and the one under way loses no saved epoch."""
     workdir = tmp_path / "norms"
     command = (*arguments, f"--workdir={workdir}")
     with going_on(tmp_path / "log", *command, command=STUDY) as run:
-        run.wait_until(lambda: len(list(workdir.glob("replicas/*/*.json"))) == 2)
+        run.wait_until(lambda: len(load(workdir)) == 2 and under_way(workdir))
         run.send_signal(signal.SIGKILL)
         run.wait()
     before = {path: path.stat().st_mtime_ns for path in workdir.glob("replicas/*/*.json")}
-    assert 2 <= len(before) < 4
+    assert len(before) == 2
+    ((replica, checkpoint),) = under_way(workdir).items()
+    details = json.loads((checkpoint / "details" / "metadata").read_text())
+    saved = [epoch["replicas"][0] for epoch in details["records"]]
+    assert len(saved) == int(checkpoint.name) >= 1
     done = study(*command)
     assert done.returncode == 0, done.stderr
-    assert f"{len(before)} of them finished" in done.stdout
+    assert "2 of them finished" in done.stdout and "warning" not in done.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert results(workdir) == results(finished[0])
+    # No epoch takes the same seconds again: these are the epochs of before.
+    assert load(workdir)[replica]["records"][: len(saved)] == saved
+    assert not checkpoint.parent.exists()
 
 
-def test_asked_to_stop_it_says_how_to_go_on(arguments, tmp_path):
+def test_asked_to_stop_it_tells_how_to_resume(arguments, tmp_path):
     workdir = tmp_path / "norms"
     command = (*arguments, f"--workdir={workdir}", "--config.num_epochs=10000")
-    run = Run(tmp_path / "log", *command, command=STUDY)
-    try:
-        run.wait_until(lambda: workdir.exists() and "Study:" in run.output)
+    with going_on(tmp_path / "log", *command, command=STUDY) as run:
+        run.wait_for("Study:")
         run.send_signal(signal.SIGTERM)
-        assert run.wait(60) == 143
-    finally:
-        run.kill()
+        assert run.wait(300) == 143
     last = run.output.splitlines()[-1]
     assert last.startswith(
-        "stopped by SIGTERM with 0 of 4 replicas finished; to go on: "
+        "stopped by SIGTERM with 0 of 4 replicas finished; to resume: "
         "python -m mnist_flax.study --config="
     )
     assert "Traceback" not in run.output
@@ -167,96 +209,199 @@ def test_finished_it_reports_again_and_takes_no_other_recipe(finished, arguments
     assert files(workdir / "replicas") == before
 
 
-@pytest.fixture
-def in_process(tiny_config, tmp_path):
-    """A study in this process, of one recipe."""
-    tiny_config.batch_size = 500
-    tiny_config.augment.enabled = False
-    whole = data.load(tiny_config.dataset, 0)
-    few = [data.Split(*(array[:500] for array in split)) for split in (whole.train, whole.test)]
-    dataset = whole._replace(train=few[0], test=few[1])
-
-    def create(path="study"):
-        folder = Workdir(str(tmp_path / path), tiny_config.to_dict(), laboratory._may_differ)
-        return laboratory.Study(tiny_config, dataset, folder, ensemble=False)
-
-    create.config, create.path = tiny_config, tmp_path / "study"
-    return create
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_as_many_together_as_the_memory_has_room_for(in_process, monkeypatch, capsys, fails):
-    """By what the program needs, or by XLA's own refusal to compile it."""
-    in_process.config.study.update(num_seeds=2, num_together=2)
-    if fails:
-        compile_all = Trainer.finish_compiling
-
-        def finish_compiling(trainer):
-            if trainer.num_replicas > 1:
-                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
-            compile_all(trainer)
-
-        monkeypatch.setattr(Trainer, "finish_compiling", finish_compiling)
-    else:
-        needed = property(lambda trainer: 100 * trainer.num_replicas)
-        monkeypatch.setattr(Trainer, "memory", needed)
-        monkeypatch.setattr(devices, "memory", lambda: 150)
-    in_process().complete()
-    said = capsys.readouterr().out
-    assert said.count("base: the memory has room for 1 replicas at a time") == 1
-    replicas = [json.loads(path.read_text()) for path in in_process.path.glob("replicas/*/*.json")]
-    assert sorted((replica["seed"], replica["num_together"]) for replica in replicas) == [
-        *((42, 1), (43, 1))
-    ]
-
-
-def test_a_variant_of_before_is_not_taken_for_another(in_process):
-    in_process.config.study.num_seeds = 1
-    in_process.config.study.variants = {"other": {"optimizer": {"b1": 0.8}}}
-    in_process().complete()
-    in_process.config.study.variants = {"other": {"optimizer": {"b1": 0.7}}}
-    # The lock is held by this process: the same folder, under another name.
-    in_process.path.rename(in_process.path.with_name("again"))
-    with pytest.raises(UserError, match=r"other, seed 42, .*config.optimizer.b1=0.8 \(now 0.7\)"):
-        in_process("again")
-
-
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
-        (["--ensemble"], "config.study.ensemble_size=10 is not allowed with --ensemble; allowed: "),
-        (["--config.seed=4294967294"], "config.study.num_seeds=4 is not allowed with config.seed="),
-        (["--config.study.num_seeds=0"], "config.study.num_seeds=0 is not allowed; allowed: an "),
+        (["--ensemble"], "config.study.ensemble_size=10 is not allowed; allowed: at most config."),
         (["--config.study.num_seed=3"], "config.study.num_seed is not a field; allowed: study."),
     ],
 )
-def test_bad_flags_are_one_line(arguments, says, tmp_path):
+def test_bad_flags_are_one_line(arguments, message, tmp_path):
     done = study(*TINY, "--config.study.num_seeds=4", *arguments, f"--workdir={tmp_path}/study")
     assert done.returncode == 2 and done.stdout == ""
-    assert says in done.stderr and done.stderr.count("\n") == 1
+    assert message in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "study").exists()
 
 
-def test_a_run_is_not_taken_for_a_study(in_process, tmp_path):
-    (tmp_path / "study").mkdir()
-    (tmp_path / "study" / "metrics.jsonl").write_text("")
-    with pytest.raises(UserError, match="study holds a run; allowed: a new folder"):
-        in_process()
-
-
-def test_replicas_that_diverge_are_results_too(in_process):
-    in_process.config.optimizer.learning_rate = 1e30
-    in_process.config.study.num_seeds = 2
-    in_process().complete()
-    assert "; 2 diverged" in (in_process.path / "study.md").read_text()
-    content = (in_process.path / "study.json").read_text()
-    (recipe,) = json.loads(content, parse_constant=pytest.fail)["recipes"]
-    assert recipe["num_diverged"] == 2
-    assert {replica["results"]["test"]["loss"] for replica in recipe["replicas"]} == {None}
-
-
-def test_a_run_does_not_go_on_in_a_study(finished, run_main, arguments):
+def test_a_run_does_not_resume_a_study(finished, run_main, arguments):
     workdir, _ = finished
     done = run_main(*arguments, f"--workdir={workdir}")
     assert done.returncode == 2
     assert done.stderr == f"error: --workdir={workdir} holds a study; allowed: a new folder\n"
+
+
+class TestInThisProcess:
+    """Studies of few images; each takes a second or two."""
+
+    @pytest.fixture
+    def config(self, tiny_config):
+        tiny_config.batch_size = 160
+        tiny_config.augment.enabled = False
+        tiny_config.study.num_seeds = 1
+        return tiny_config
+
+    @pytest.fixture
+    def path(self, tmp_path):
+        return tmp_path / "study"
+
+    @pytest.fixture
+    def run(self, config, path, small_data):
+        return lambda folder=path: laboratory.run(config, str(folder))
+
+    @pytest.fixture
+    def trained(self, monkeypatch):
+        """The epochs that were begun, in order."""
+        epochs, train_epoch = [], Replicas.train_epoch
+
+        def noted(trainer, state, epoch, on_step):
+            epochs.append(epoch)
+            return train_epoch(trainer, state, epoch, on_step)
+
+        monkeypatch.setattr(Replicas, "train_epoch", noted)
+        return epochs
+
+    @contextlib.contextmanager
+    def interrupted_in(self, epoch, trained, monkeypatch):
+        """SIGTERM has come when an epoch of this number is under way."""
+        with monkeypatch.context() as patch:
+            is_there = lambda: signal.SIGTERM if trained[-1:] == [epoch] else 0  # noqa: E731
+            patch.setattr(laboratory.signals, "received", is_there)
+            with pytest.raises(Interrupted, match="with 0 of"):
+                yield
+
+    def test_replicas_together_resume_from_their_last_epoch(
+        self, config, run, path, trained, monkeypatch, tmp_path
+    ):
+        config.num_epochs = 3
+        config.dataset.validation_size = 20
+        config.study.update(num_seeds=2, num_together=2, num_final_epochs=2)
+        with self.interrupted_in(3, trained, monkeypatch):
+            run()
+        assert trained == [1, 2, 3] and load(path) == {}
+        # The epoch that was finished is on the disk, and nothing else.
+        assert [checkpoint.name for checkpoint in unfinished(path)] == ["2"]
+        run()
+        assert trained == [1, 2, 3, 3]
+        run(tmp_path / "uninterrupted")
+        assert trained[4:] == [1, 2, 3]
+        assert results(path) == results(tmp_path / "uninterrupted")
+        for replica in load(path).values():
+            assert replica["num_together"] == 2
+            for split, size in (("validation", 20), ("test", 100)):
+                last = [epoch[f"{split}/accuracy"] for epoch in replica["records"][-2:]]
+                of_split = replica["results"][split]
+                assert of_split["accuracy"] == pytest.approx(np.mean(last))
+                assert of_split["num_errors"] == pytest.approx(size * (1 - np.mean(last)))
+
+    def test_a_variant_that_changed_starts_again(self, config, run, path, trained, monkeypatch):
+        config.num_epochs = 2
+        config.study.variants = {"other": {"optimizer": {"b1": 0.8}}}
+        with monkeypatch.context() as patch:
+            patch.setattr(laboratory, "_plan", lambda *args: iter([("other", [42])]))
+            with self.interrupted_in(2, trained, monkeypatch):
+                run()
+        assert len(unfinished(path)) == 1
+        config.study.variants = {"other": {"optimizer": {"b1": 0.7}}}
+        run()
+        assert trained == [1, 2, 1, 2, 1, 2]  # the base, and the other from its first epoch
+        assert load(path)["other", 42]["config"]["optimizer"]["b1"] == 0.7
+        assert unfinished(path) == []
+
+    def test_a_damaged_checkpoint_is_named(self, config, run, path, trained, monkeypatch):
+        config.num_epochs = 3
+        with self.interrupted_in(3, trained, monkeypatch):
+            run()
+        (checkpoint,) = unfinished(path)
+        (checkpoint / "details" / "metadata").write_text("{}")
+        with pytest.raises(UserError, match=f"no checkpoint in {checkpoint.parent} can be read"):
+            run()
+
+    def test_checkpoints_of_finished_replicas_do_not_stay(self, config, run, path, trained):
+        """Even if the process was killed just before it would have removed them."""
+        config.num_epochs = 2
+        run()
+        left = path / "replicas" / "base" / "42-42.0123456789ab.unfinished"
+        (left / "1").mkdir(parents=True)
+        run()
+        assert not left.exists() and trained == [1, 2]
+
+    def test_as_many_together_as_fit_in_memory(self, config, run, path, monkeypatch, capsys):
+        config.study.update(num_seeds=2, num_together=2)
+        monkeypatch.setattr(Replicas, "memory", lambda replicas: 100 * replicas.num_replicas)
+        monkeypatch.setattr(devices, "free_memory", lambda: 150)
+        run()
+        output = capsys.readouterr().out
+        assert output.count("base: 1 replicas at a time fit in memory") == 1
+        together = {seed: replica["num_together"] for (_, seed), replica in load(path).items()}
+        assert together == {42: 1, 43: 1}
+
+    def test_one_copy_of_the_data_serves_all_recipes(self, config, run, monkeypatch):
+        config.study.variants = {"no norm": {"model": {"norm": "none"}}}
+        config.study.num_seeds = 2
+        placed, place = [], devices.place
+        monkeypatch.setattr(devices, "place", lambda *args: placed.append(1) or place(*args))
+        run()
+        assert placed == [1]
+
+    def test_a_variant_of_before_is_not_taken_for_another(self, config, run):
+        config.study.variants = {"other": {"optimizer": {"b1": 0.8}}}
+        run()
+        config.study.variants = {"other": {"optimizer": {"b1": 0.7}}}
+        with pytest.raises(
+            UserError, match=r"other, seed 42, .*config.optimizer.b1=0.8 \(now 0.7\)"
+        ):
+            run()
+
+    def test_more_seeds_and_variants_are_welcome_and_other_averages_are_not(
+        self, config, run, path
+    ):
+        config.num_epochs = 2
+        run()
+        (before,) = load(path).items()
+        config.study.num_seeds = 2
+        config.study.variants = {"other": {"optimizer": {"b1": 0.8}}}
+        run()
+        found = load(path)
+        assert len(found) == 4 and before in found.items()
+        config.study.num_final_epochs = 2
+        with pytest.raises(UserError, match=r"study\.num_final_epochs=1 \(now 2\)"):
+            run()
+
+    @pytest.mark.parametrize(
+        ("group", "field", "value", "message"),
+        [
+            ("study", "num_seeds", 0, "config.study.num_seeds=0 is not allowed; allowed: an int"),
+            ("study", "num_final_epochs", 2, "allowed: at most the 1 epochs of base"),
+            (
+                "",
+                "seed",
+                2**32 - 1,
+                "config.study.num_seeds=2 is not allowed; allowed: seeds below",
+            ),
+        ],
+    )
+    def test_fields_that_do_not_fit_are_refused(
+        self, config, run, path, group, field, value, message
+    ):
+        config.study.num_seeds = 2
+        (config[group] if group else config)[field] = value
+        with pytest.raises(UserError) as error:
+            run()
+        assert message in str(error.value)
+        assert not path.exists()
+
+    def test_a_run_is_not_taken_for_a_study(self, run, path):
+        path.mkdir()
+        (path / "metrics.jsonl").write_text("")
+        with pytest.raises(UserError, match="study holds a run; allowed: a new folder"):
+            run()
+
+    def test_replicas_that_diverge_are_results_too(self, config, run, path):
+        config.optimizer.learning_rate = 1e30
+        config.study.num_seeds = 2
+        run()
+        assert "; 2 diverged" in (path / "study.md").read_text()
+        content = (path / "study.json").read_text()
+        (recipe,) = json.loads(content, parse_constant=pytest.fail)["recipes"]
+        assert recipe["num_diverged"] == 2
+        assert {replica["results"]["test"]["loss"] for replica in recipe["replicas"]} == {None}
