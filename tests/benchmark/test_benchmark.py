@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 
@@ -9,7 +8,7 @@ from configs import default
 from mnist_flax.benchmark import __main__ as benchmark
 from mnist_flax.benchmark import jax_worker
 from mnist_flax.errors import UserError
-from tests.conftest import ROOT
+from tests.runs import ROOT, environment
 
 
 def test_work_is_counted_as_by_hand():
@@ -69,10 +68,10 @@ def run_benchmark(tmp_path):
         return subprocess.run(
             [sys.executable, "-m", "mnist_flax.benchmark", *arguments],
             cwd=ROOT,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path)},
+            env=environment(XDG_CACHE_HOME=str(tmp_path)),
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
         )
 
     return run
