@@ -41,7 +41,8 @@ def study(tiny_config, tmp_path):
         return words, text, json.loads((folder.path / "study.json").read_text())
 
     write.config, write.store, write.path = tiny_config, store, folder.path
-    return write
+    yield write
+    folder.close()
 
 
 def replicas_of(errors, **options):
