@@ -132,14 +132,20 @@ def test_results_are_means_over_the_last_epochs(finished):
 
 
 @pytest.mark.slow  # of the same, in one process: test_replicas
-def test_a_replica_is_the_run_of_its_seed(finished, arguments, run_main, tmp_path):
-    done = run_main(*arguments, "--config.seed=43", f"--workdir={tmp_path}/run")
+def test_a_replica_is_the_run_of_its_seed(run_main, tmp_path):
+    """To rounding, which stays small where Adam does not divide by it."""
+    arguments = (*TINY, "--config.seed=43", "--config.optimizer.eps=0.1")
+    done = study(*arguments, "--config.study.num_seeds=1", f"--workdir={tmp_path}/study")
     assert done.returncode == 0, done.stderr
-    (_, records) = results(finished[0])["base", 43]
+    done = run_main(*arguments, f"--workdir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    ((_, records),) = results(tmp_path / "study").values()
     alone = summary(tmp_path / "run")
-    assert records[-1]["test/accuracy"] == alone["final_test_accuracy"]
-    assert records[-1]["test/loss"] == pytest.approx(alone["final_test_loss"], rel=1e-5)
     assert records[-1]["step"] == alone["step"]
+    assert records[-1]["test/loss"] == pytest.approx(alone["final_test_loss"], rel=1e-3)
+    # A count: an image or two may fall to the other side.
+    accuracy = alone["final_test_accuracy"]
+    assert records[-1]["test/accuracy"] == pytest.approx(accuracy, abs=2.01 / 1_000)
 
 
 def test_wandb_has_a_group_and_a_run_for_each(finished):
