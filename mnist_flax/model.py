@@ -17,6 +17,7 @@ DOWNSAMPLES = ("strided", "max", "avg")
 NORMS = ("batch", "layer", "group", "none")
 NORM_POSITIONS = ("before", "after")
 PADDINGS = ("VALID", "SAME")
+DTYPES = ("float32", "bfloat16")
 
 
 class SimpleCNN(nn.Module):
@@ -141,4 +142,5 @@ class SimpleCNN(nn.Module):
 
 def create_model(config: ConfigDict, num_classes: int) -> SimpleCNN:
     """Builds the network that `config`, the group `model` of a configuration, describes."""
+    check_choice("dtype", config.dtype, DTYPES)
     return SimpleCNN(num_classes, **{**config.to_dict(), "dtype": jnp.dtype(config.dtype)})

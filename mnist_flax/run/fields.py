@@ -109,7 +109,7 @@ FIELDS: dict[str, Field] = {
     "model.norm_position": _choice(*model.NORM_POSITIONS),
     "model.num_groups": _integer(1, 4096),
     "model.padding": _choice(*model.PADDINGS),
-    "model.dtype": _choice("float32", "bfloat16"),
+    "model.dtype": _choice(*model.DTYPES),
     "optimizer.learning_rate": _number("(0, inf)"),
     "optimizer.schedule": _choice(*optimizer.SCHEDULES),
     "optimizer.learning_rate_decay": _number("(0, 1]"),

@@ -222,5 +222,13 @@ def test_kernels_have_to_fit_the_images(side, kernel_sizes, padding, says):
 
 
 def test_choices_are_those_of_the_tests():
-    named = (model.NORMS, model.NORM_POSITIONS, model.DOWNSAMPLES, model.PADDINGS)
-    assert named == tuple(FACTORS.values())[:4]
+    named = (model.NORMS, model.NORM_POSITIONS, model.DOWNSAMPLES, model.PADDINGS, model.DTYPES)
+    assert named == tuple(FACTORS.values())
+
+
+def test_an_unknown_type_is_refused():
+    config = default.get_config().model
+    config.dtype = "floot32"
+    with pytest.raises(UserError) as error:
+        create_model(config, 10)
+    assert str(error.value) == ("dtype='floot32' is not allowed; allowed: float32, bfloat16")
