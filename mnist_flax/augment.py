@@ -46,15 +46,10 @@ def sample_params(key: jax.Array, batch_size: int, side: int, config: ConfigDict
 
 
 def affine(images: jax.Array, params: AffineParams, interpolation: str) -> jax.Array:
-    """Maps each image by its own parameters.
-
-    Args:
-      images: uint8 `[batch, height, width, 1]`.
-      params: one map per image.
-      interpolation: 'nearest' or 'bilinear'.
+    """Maps each image, uint8 `[batch, height, width, 1]`, by its own parameters.
 
     Returns:
-      uint8 for 'nearest', float32 in 0..255 for 'bilinear'; the shape of `images`.
+      The same shape: uint8 for 'nearest', float32 in 0..255 for 'bilinear' interpolation.
 
     Raises:
       UserError: `interpolation` is unknown.

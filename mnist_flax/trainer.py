@@ -119,8 +119,8 @@ class Trainer:
                 # A step may take a CPU seconds: queue no more than one, to hear signals soon.
                 jax.block_until_ready(history[-2:][0])
             waits = index % wait_every == 0 or index == len(self.batches)
-            means = [float(np.mean(x)) for x in jax.device_get(metrics)] if waits else [None, None]
-            on_step(start + size, *means)
+            means = [float(np.mean(x)) for x in jax.device_get(metrics)] if waits else []
+            on_step(start + size, *(means or (None, None)))
         each_step = StepMetrics(*map(np.stack, zip(*jax.device_get(history), strict=True)))
         return state, each_step, time.perf_counter() - self.compiler.seconds - started
 
@@ -141,13 +141,9 @@ class Trainer:
     def record(
         self, epoch: int, metrics: StepMetrics, results: Mapping[str, Evaluation], seconds: float
     ) -> dict[str, float]:
-        """Returns the numbers of an epoch, a line of metrics.jsonl.
+        """Returns the numbers of an epoch, counted from 1, as a line of metrics.jsonl has them.
 
-        Args:
-          epoch: its number, from 1.
-          metrics: of each step, `[steps]`.
-          results: by split.
-          seconds: of training.
+        They are means of the metrics of each step, `[steps]`, and the results by split.
         """
         num_steps, sizes = len(self.batches), [size for _, size in self.batches]
         loss, accuracy = (float(np.average(values, weights=sizes)) for values in metrics)
