@@ -76,7 +76,9 @@ def _check(config: ConfigDict, ensemble: bool) -> None:
 def _may_differ(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
     """More seeds and other variants are welcome: each replica is checked by itself."""
     del before, now
-    is_free = name.startswith(("study.", "wandb.", "checkpoint."))
+    # The data themselves are compared, by their title.
+    places = ("dataset.data_dir", "dataset.manual_dir")
+    is_free = name.startswith(("study.", "wandb.", "checkpoint.", *places))
     return is_free and name != "study.num_final_epochs"  # which decides what a replica's result is
 
 
