@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 from mnist_flax.errors import UserError
 from mnist_flax.run import fields
-from mnist_flax.runtime import signals
+from mnist_flax.runtime import background, signals
 from mnist_flax.runtime.hosts import LostProcess
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -44,15 +44,23 @@ def start(main: Callable[[ConfigDict], None], default_recipe: str = "default.py"
         app.run(run, flags_parser=functools.partial(_parse_flags, default_recipe))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _exit(2)
     except signals.Interrupted as error:
         resume = f"; to resume: {_again(error.workdir)}" if error.workdir else ""
         print(f"{error}{resume}", file=sys.stderr)
-        sys.exit(error.status)
+        _exit(error.status)
     except LostProcess as error:
         print(f"error: {error}; to resume, start them all again: {_again('')}", file=sys.stderr)
+        _exit(1, at_once=True)  # otherwise JAX would wait for the process that is gone
+
+
+def _exit(status: int, at_once: bool = False) -> None:
+    """Exits, without Python's own clean-up if that could not end well."""
+    if at_once or background.is_abandoned():
+        sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)  # at a regular exit, JAX would wait for the process that is gone
+        os._exit(status)
+    sys.exit(status)
 
 
 def _again(workdir: str) -> str:

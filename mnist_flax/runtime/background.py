@@ -20,6 +20,17 @@ def lower_priority() -> None:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
+_abandoned: list[threading.Thread] = []
+
+
+def is_abandoned() -> bool:
+    """Whether a job that was given up is still running.
+
+    If it is inside C++ code, it aborts the process when Python exits: leave by `os._exit`.
+    """
+    return any(thread.is_alive() for thread in _abandoned)
+
+
 class Background:
     """Runs jobs one after another on a daemon thread.
 
@@ -66,10 +77,16 @@ class Background:
           False if they took longer; errors are no longer reported then.
         """
         self._dropping = drop
-        self._jobs.put(None)
+        self.finish()
         self._thread.join(timeout)
         self._given_up = self._thread.is_alive()
+        if self._given_up:
+            _abandoned.append(self._thread)
         return not self._given_up
+
+    def finish(self) -> None:
+        """Lets the thread end after the jobs queued so far, the last that will run."""
+        self._jobs.put(None)
 
     def _run(self) -> None:
         while (item := self._jobs.get()) is not None:

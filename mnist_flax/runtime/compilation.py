@@ -56,7 +56,7 @@ class Compiler:
 
     def finish(self) -> None:
         """Ends the thread after the programs that were submitted; no others may follow."""
-        self._background.close(timeout=0)
+        self._background.finish()
 
     def submit(self, lower: Callable[..., jax.stages.Lowered], *args: Any) -> "Program":
         """Queues `lower(*args).compile()`.

@@ -9,7 +9,8 @@ from concurrent.futures import CancelledError
 import numpy as np
 import pytest
 
-from mnist_flax.runtime.background import Background, lower_priority
+from mnist_flax.runtime.background import Background, is_abandoned, lower_priority
+from tests.runs import ROOT, environment
 
 
 def test_jobs_run_in_order_on_one_thread():
@@ -144,3 +145,39 @@ def test_a_thread_may_leave_the_cpu_to_the_training():
     found = [background.submit(nice), background.submit(lambda: int(subprocess.check_output(ask)))]
     assert background.close(60)
     assert [future.result() for future in found] == [19, 19] and nice() == mine
+
+
+def test_a_job_that_was_given_up_is_known_until_it_ends():
+    background, may_end = Background("slow"), threading.Event()
+    background.submit(may_end.wait, 60)
+    assert not background.close(0.01) and is_abandoned()
+    may_end.set()
+    background._thread.join(60)
+    assert not is_abandoned()
+
+
+def test_a_command_leaves_a_job_that_it_gave_up():
+    """Whose thread would otherwise be ended by Python wherever it is."""
+    script = """
+import time
+from mnist_flax.cli import command
+from mnist_flax.errors import UserError
+from mnist_flax.runtime.background import Background
+
+def main(config):
+    background = Background("slow")
+    background.submit(time.sleep, 600)
+    background.close(0.1)
+    raise UserError("that is enough")
+
+command.start(main)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--config=configs/default.py"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (2, "error: that is enough\n")
