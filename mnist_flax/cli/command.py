@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 from mnist_flax.errors import UserError
 from mnist_flax.run import fields
-from mnist_flax.runtime import background, signals
+from mnist_flax.runtime import background, hosts, signals
 from mnist_flax.runtime.hosts import LostProcess
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -56,6 +56,8 @@ def start(main: Callable[[ConfigDict], None], default_recipe: str = "default.py"
 
 def _exit(status: int, at_once: bool = False) -> None:
     """Exits, without Python's own clean-up if that could not end well."""
+    if not at_once and background.is_abandoned():
+        hosts.leave()
     if at_once or background.is_abandoned():
         sys.stdout.flush()
         sys.stderr.flush()

@@ -76,12 +76,12 @@ class Saver:
         except UserError as error:
             return error
         except TimeoutError:
-            pass
+            self._background.close(timeout=0)  # which gives it up
         return None
 
     def close(self) -> None:
         """Ends the saving thread as soon as nothing is being saved; does not wait for it."""
-        self._background.close(timeout=0)
+        self._background.finish()
 
     def _save(self, copy: Any, history: History, then: Callable[[], None]) -> None:
         try:

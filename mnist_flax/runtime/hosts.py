@@ -77,6 +77,12 @@ def _check(address: str, num_processes: int | None, process_id: int | None) -> N
         )
 
 
+def leave() -> None:
+    """Tells the other processes that this one ends as it should, which Python's exit does too."""
+    if jax.process_count() > 1:
+        jax.distributed.shutdown()
+
+
 def is_main() -> bool:
     """Whether this is process 0, which alone writes, tracks and draws."""
     return jax.process_index() == 0

@@ -231,4 +231,4 @@ def test_an_unknown_type_is_refused():
     config.dtype = "floot32"
     with pytest.raises(UserError) as error:
         create_model(config, 10)
-    assert str(error.value) == ("dtype='floot32' is not allowed; allowed: float32, bfloat16")
+    assert str(error.value) == ("dtype='floot32' is not allowed; allowed: one of float32, bfloat16")
