@@ -16,14 +16,24 @@ from tests.small import assert_close, create_state, normalize, small_dataset, tr
 NUM_DEVICES = 8
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config():
     config = tiny()
     # Adam divides a gradient by its size, and an image that moves by rounding has other pixels.
     config.optimizer.eps = 0.1
     config.augment.interpolation = "bilinear"
     config.optimizer.ema_decay = 0.5
+    config.label_smoothing = 0.1
+    config.batch_size = 48
     return config
+
+
+@pytest.fixture(scope="module")
+def trainer(config):
+    """Of a last batch and of a test split that eight devices do not divide."""
+    trainer = Trainer(config, small_dataset(config, 48 + 30))
+    trainer.compile()
+    return trainer
 
 
 def test_there_are_so_many():
@@ -116,10 +126,9 @@ def test_convolutions_of_a_spread_batch(batch, side, features, kernel, stride, p
     assert all(f"f32[{batch},{side}," not in line for line in gathered), gathered
 
 
-@pytest.mark.parametrize("batch_size", [48, 30])
-def test_the_step_is_that_of_one_device(config, batch_size):
-    """Augmentation, statistics, gradients and averages; devices of which all or two have a part."""
-    config.label_smoothing = 0.1
+def test_the_step_is_that_of_one_device(config):
+    """Augmentation, statistics, gradients and averages; two of the devices have a part each."""
+    batch_size = 30
     split = small_dataset(config, batch_size).train
 
     def run(state, images, labels):
@@ -140,12 +149,8 @@ def test_the_step_is_that_of_one_device(config, batch_size):
     assert_close(together, alone, 1e-4)
 
 
-def test_an_epoch_is_that_of_one_device(config):
-    """With a last batch that eight devices do not divide, and a split that they do not."""
-    config.batch_size = 48
+def test_an_epoch_is_that_of_one_device(config, trainer):
     dataset = small_dataset(config, 48 + 30)
-    trainer = Trainer(config, dataset)
-    trainer.compile()
     state = trainer.create_state(5)
     order = np.asarray(step.shuffle(jnp.copy(state.key), 1, 78))
     state, metrics = train(trainer, state, 1)
@@ -168,12 +173,10 @@ def test_an_epoch_is_that_of_one_device(config):
 
 
 @pytest.mark.parametrize("num_replicas", [4, 3])
-def test_replicas_have_devices_of_their_own(config, num_replicas):
+def test_replicas_have_devices_of_their_own(config, trainer, num_replicas):
     """Four have two devices each; three, which do not divide them, share all. Numbers stay."""
-    config.batch_size = 48
-    dataset = small_dataset(config, 96)
-    on_devices = Trainer.place(dataset)
-    replicas = Replicas(config, dataset, num_replicas, on_devices)
+    dataset = small_dataset(config, 48 + 30)
+    replicas = Replicas(config, dataset, num_replicas, Trainer.place(dataset))
     replicas.compile()
     seeds = list(range(num_replicas))
     states, metrics = train(replicas, replicas.create_states(seeds), 1)
@@ -181,11 +184,9 @@ def test_replicas_have_devices_of_their_own(config, num_replicas):
     held = [shard.data.shape[0] for shard in kernel.addressable_shards]
     assert held == ([1] if num_replicas == 4 else [3]) * NUM_DEVICES
     logits = replicas.predict(states, "test")
-    alone = Trainer(config, dataset, on_devices)
-    alone.compile()
     for index in seeds:
-        state, of_one = train(alone, alone.create_state(index), 1)
+        state, of_one = train(trainer, trainer.create_state(index), 1)
         np.testing.assert_allclose(metrics.loss[:, index], of_one.loss, rtol=1e-4)
         assert_close(jax.tree.map(lambda leaf, i=index: leaf[i], states), state, 1e-4)
-        expected = alone.predict(state, "test")
+        expected = trainer.predict(state, "test")
         np.testing.assert_allclose(logits[index], expected, rtol=1e-3, atol=1e-4)
