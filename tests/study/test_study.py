@@ -18,6 +18,8 @@ from tests.runs import ROOT, TINY, environment, files, going_on, summary
 from tests.wandb_log import OfflineRun
 
 STUDY = ("-m", "mnist_flax.study")
+# There are several programs to a recipe: they are compiled with little effort.
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 RECIPE = """
 from configs import quick
 
@@ -49,7 +51,7 @@ def study(*arguments, **env):
     return subprocess.run(
         [sys.executable, *STUDY, *arguments],
         cwd=ROOT,
-        env=environment(**env),
+        env=environment(**QUICK, **env),
         capture_output=True,
         text=True,
         timeout=600,
@@ -166,7 +168,7 @@ def test_killed_it_resumes_from_the_last_epoch_and_repeats_nothing(finished, arg
     """Finished replicas are not trained again, and the one under way loses no saved epoch."""
     workdir = tmp_path / "norms"
     command = (*arguments, f"--workdir={workdir}")
-    with going_on(tmp_path / "log", *command, command=STUDY) as run:
+    with going_on(tmp_path / "log", *command, command=STUDY, **QUICK) as run:
         run.wait_until(lambda: len(load(workdir)) == 2 and under_way(workdir))
         run.send_signal(signal.SIGKILL)
         run.wait()
@@ -189,7 +191,7 @@ def test_killed_it_resumes_from_the_last_epoch_and_repeats_nothing(finished, arg
 def test_asked_to_stop_it_tells_how_to_resume(arguments, tmp_path):
     workdir = tmp_path / "norms"
     command = (*arguments, f"--workdir={workdir}", "--config.num_epochs=10000")
-    with going_on(tmp_path / "log", *command, command=STUDY) as run:
+    with going_on(tmp_path / "log", *command, command=STUDY, **QUICK) as run:
         run.wait_for("Study:")
         run.send_signal(signal.SIGTERM)
         assert run.wait(300) == 143
