@@ -11,7 +11,7 @@ from mnist_flax.runtime import devices
 from mnist_flax.study.replicas import Replicas
 from mnist_flax.trainer import Trainer
 from tests.runs import tiny
-from tests.small import assert_close, create_state, normalize, small_dataset, train
+from tests.small import assert_close, create_state, normalize, numbers, small_dataset, train
 
 NUM_DEVICES = 8
 
@@ -184,9 +184,12 @@ def test_replicas_have_devices_of_their_own(config, trainer, num_replicas):
     held = [shard.data.shape[0] for shard in kernel.addressable_shards]
     assert held == ([1] if num_replicas == 4 else [3]) * NUM_DEVICES
     logits = replicas.predict(states, "test")
+    # Taken apart by NumPy: XLA may wait for ever if dozens of programs that gather run at once on
+    # devices that are threads of one process.
+    on_host = numbers(states)
     for index in seeds:
         state, of_one = train(trainer, trainer.create_state(index), 1)
         np.testing.assert_allclose(metrics.loss[:, index], of_one.loss, rtol=1e-4)
-        assert_close(jax.tree.map(lambda leaf, i=index: leaf[i], states), state, 1e-4)
+        assert_close([leaf[index] for leaf in on_host], state, 1e-4)
         expected = trainer.predict(state, "test")
         np.testing.assert_allclose(logits[index], expected, rtol=1e-3, atol=1e-4)
