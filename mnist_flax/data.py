@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mnist_flax.errors import UserError, check_choice, refused
-from mnist_flax.sources import Split, UnreachableError, sample, tfds
+from mnist_flax.sources import Split, UnreachableError, checksum, sample, tfds
 from mnist_flax.streams import Stream
 
 TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "kmnist": "KMNIST"}
@@ -41,6 +41,11 @@ class Dataset(NamedTuple):
             count = len(self.train) + len(self.test) + len(self.validation or ())
             return f"SAMPLE of {count:,} MNIST digits, not MNIST"
         return TITLES[self.name]
+
+    @property
+    def identity(self) -> str:
+        """The title and a checksum: what tells these data from others."""
+        return f"{self.title}, CRC-32 {checksum(self.train, *self.eval_splits.values())}"
 
     @property
     def description(self) -> str:

@@ -159,7 +159,7 @@ def _compile(config: ConfigDict, dataset: data.Dataset) -> tuple[Trainer, dict[s
 
 if __name__ == "__main__":
     huge_pages.use()
-    compilation.use_cache()
+    compilation.set_up()
     settings = json.loads(sys.argv[1])
     recipe = ConfigDict(settings["config"])
     on_cpu = jax.default_backend() == "cpu"

@@ -4,6 +4,7 @@ They are Orbax's, one folder per epoch. Orbax reads some damaged files without a
 folder also holds the SHA-256 of its files, which is written last and checked first.
 """
 
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -19,7 +20,7 @@ import numpy as np
 from mnist_flax.errors import UserError
 from mnist_flax.run.history import History
 from mnist_flax.runtime import hosts
-from mnist_flax.runtime.files import write_whole
+from mnist_flax.runtime.files import is_not_offered, write_whole
 
 _DIGESTS = "files.sha256"
 # Saving needs this much room on the disk: a multiple of the arrays, and some bytes.
@@ -54,7 +55,7 @@ class Checkpoints:
         self._manager: Any = None
 
     def restore(
-        self, like: Any, steps_per_epoch: int, must_exist: bool, warn: Callable[[str], None]
+        self, like: Any, must_exist: bool, warn: Callable[[str], None]
     ) -> tuple[Any, History] | None:
         """Reads the newest complete checkpoint; None if no save was ever completed.
 
@@ -62,7 +63,6 @@ class Checkpoints:
 
         Args:
           like: a state of the same shapes, types and shardings.
-          steps_per_epoch: of the run.
           must_exist: whether an epoch was finished.
           warn: prints a line.
 
@@ -73,7 +73,7 @@ class Checkpoints:
         folders = [path for path in self._folder.glob("*") if path.name.isdecimal()]
         for path in sorted(folders, key=lambda path: int(path.name), reverse=True):
             try:
-                state, history = _read(path, like, steps_per_epoch)
+                state, history = read(path, like)
             except Exception as error:  # Orbax raises many kinds for damaged files
                 damaged[path] = _explain(error)
                 continue
@@ -175,32 +175,43 @@ def _details(history: History) -> dict[str, Any]:
     }
 
 
-def _read(path: pathlib.Path, like: Any, steps_per_epoch: int) -> tuple[Any, History]:
-    """Reads a checkpoint, whose folder is named by its epoch."""
+def read(path: pathlib.Path, like: Any) -> tuple[Any, History]:
+    """Reads a checkpoint, whose folder is named by its epoch.
+
+    Args:
+      path: of the folder.
+      like: a state of the same shapes, types and shardings.
+
+    Raises:
+      Exception: whatever the system or Orbax raises, if it is damaged or of another state.
+    """
     import orbax.checkpoint as ocp
 
     _check_digests(path)
-    epoch = int(path.name)
-    steps = np.zeros(epoch * steps_per_epoch, np.float32)
-    arrays_like = {"state": like} | ({"losses": steps, "accuracies": steps} if steps.size else {})
-    restored = ocp.Checkpointer(ocp.CompositeCheckpointHandler()).restore(
-        path,
-        args=ocp.args.Composite(
-            arrays=ocp.args.StandardRestore(arrays_like),
-            details=ocp.args.JsonRestore(),
-        ),
-    )
-    arrays, details = restored["arrays"], restored["details"]
-    history = History(
-        run_id=details["run_id"],
-        data=details["data"],
-        records=tuple(details["records"]),
-        losses=np.asarray(arrays.get("losses", steps)),
-        accuracies=np.asarray(arrays.get("accuracies", steps)),
-    )
-    if history.epoch != epoch:
+    history = read_history(path)
+    if history.epoch != int(path.name):
         raise ValueError(f"it is from epoch {history.epoch}")
-    return arrays["state"], history
+    num_steps = history.records[-1].get("step", 0) if history.records else 0  # a study keeps none
+    steps = np.zeros(num_steps, np.float32)
+    arrays_like = {"state": like} | ({"losses": steps, "accuracies": steps} if num_steps else {})
+    arrays = _restore(path, "arrays", ocp.args.StandardRestore(arrays_like))
+    metrics = {name: np.asarray(arrays.get(name, steps)) for name in ("losses", "accuracies")}
+    return arrays["state"], dataclasses.replace(history, **metrics)
+
+
+def read_history(path: pathlib.Path) -> History:
+    """Reads the history in a checkpoint, without the metrics of its steps."""
+    import orbax.checkpoint as ocp
+
+    details = _restore(path, "details", ocp.args.JsonRestore())
+    return History(details["run_id"], details["data"], tuple(details["records"]))
+
+
+def _restore(path: pathlib.Path, item: str, how: Any) -> Any:
+    import orbax.checkpoint as ocp
+
+    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    return checkpointer.restore(path, args=ocp.args.Composite(**{item: how}))[item]
 
 
 def _write_digests(folder: pathlib.Path) -> None:
@@ -241,7 +252,11 @@ def _check_room(folder: pathlib.Path, size: int) -> None:
     if not hasattr(os, "posix_fallocate"):  # macOS, Windows
         return
     with tempfile.TemporaryFile(dir=folder) as file:
-        os.posix_fallocate(file.fileno(), 0, size)
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if not is_not_offered(error):
+                raise
 
 
 def _put_aside(folder: pathlib.Path) -> None:

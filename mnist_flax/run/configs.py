@@ -1,8 +1,29 @@
-"""Configurations as flat dictionaries."""
+"""Where recipes are, and configurations as flat dictionaries."""
 
+import importlib
+import pathlib
+import sys
+import types
 from typing import Any
 
 from ml_collections import ConfigDict
+
+RECIPES = pathlib.Path(__file__).parents[2] / "configs"  # beside the package, installed or not
+
+
+def make_importable(*folders: pathlib.Path) -> None:
+    """Makes `from configs import default` find the recipes of `folders`, then the project's.
+
+    Otherwise it depends on the current folder, which may hold another package of that name.
+    """
+    package = sys.modules.setdefault("configs", types.ModuleType("configs"))
+    package.__path__ = list(dict.fromkeys(map(str, (*folders, RECIPES))))
+
+
+def default_values() -> dict[str, Any]:
+    """Returns the values of configs/default.py, by field."""
+    make_importable()
+    return flatten(importlib.import_module("configs.default").get_config())
 
 
 def flatten(config: ConfigDict | dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from mnist_flax import augment, data, model, optimizer
 from mnist_flax.errors import UserError, refused
 from mnist_flax.run.configs import flatten
+from mnist_flax.runtime.files import is_url
 from mnist_flax.sources import sample, tfds
 
 _IMAGE_SIDE = 28
@@ -94,7 +95,7 @@ FIELDS: dict[str, Field] = {
     "label_smoothing": _number("[0, 1)"),
     "dataset.name": _choice(*data.NAMES),
     "dataset.source": _choice(*data.SOURCES),
-    "dataset.data_dir": _TEXT,
+    "dataset.data_dir": Field(lambda v: isinstance(v, str) and not is_url(v), "empty or a folder"),
     "dataset.manual_dir": _FOLDER,
     "dataset.validation_size": _integer(0, tfds.TRAIN_SIZE - 1),
     "augment.enabled": _BOOLEAN,

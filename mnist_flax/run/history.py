@@ -16,7 +16,7 @@ class History:
 
     Attributes:
       run_id: W&B's name for the run.
-      data: what it is trained on: the title of the data, or for a study the digest of a recipe.
+      data: what it is trained on: the identity of the data, or for a study the digest of a recipe.
       records: one per epoch: the lines of metrics.jsonl, or for a study those of several replicas.
       losses: float32 `[steps]`, of each step.
       accuracies: float32 `[steps]`, of each step, 0..1.

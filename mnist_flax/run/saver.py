@@ -36,12 +36,10 @@ class Saver:
         self._saving: Future | None = None
 
     def restore(
-        self, state: Any, steps_per_epoch: int, must_exist: bool, warn: Callable[[str], None]
+        self, state: Any, must_exist: bool, warn: Callable[[str], None]
     ) -> tuple[Any, History] | None:
         """Reads the newest complete checkpoint, of the form of `state`; see `Checkpoints`."""
-        restored = self._checkpoints.restore(
-            jax.tree.map(_like, state), steps_per_epoch, must_exist, warn
-        )
+        restored = self._checkpoints.restore(jax.tree.map(_like, state), must_exist, warn)
         if restored is not None:
             self.saved_epochs = restored[1].epoch
         return restored

@@ -25,8 +25,8 @@ from mnist_flax.run.checkpoint import snapshot
 from mnist_flax.run.history import History
 from mnist_flax.run.saver import Saver
 from mnist_flax.run.summary import summarize
-from mnist_flax.run.workdir import REPLICAS, Files, Workdir, check_workdir
-from mnist_flax.runtime import compilation, hosts, signals
+from mnist_flax.run.workdir import REPLICAS, Files, Workdir, check_data, check_workdir
+from mnist_flax.runtime import compilation, hosts, memory, signals
 from mnist_flax.runtime.signals import Interrupted
 
 _SHARED_SECONDS = 10  # for a file of one host to be seen by another
@@ -61,7 +61,7 @@ class Session:
 
     def __enter__(self) -> "Session":
         fields.check(self._config)
-        compilation.use_cache()
+        compilation.set_up()
         with hosts.watched(), self.together():
             if hosts.is_main():
                 check_workdir(self._given, self._config.to_dict())
@@ -79,12 +79,14 @@ class Session:
         """
         config = self._config
         hosts.check_same(hashlib.sha256(config.to_json().encode()).hexdigest(), "configuration")
-        hosts.check_same(f"{dataset.title}, {dataset.mean}, {dataset.std}", "dataset")
-        self._dataset, self._create_examples = dataset, create_examples
+        self._dataset, self._identity = dataset, dataset.identity
+        hosts.check_same(self._identity, "dataset")
+        self._create_examples = create_examples
         self._path, self._folder = _open_folder(self._given, config, self._stack)
         self._progress = Progress(config.num_epochs, len(dataset.train), self._folder is None)
         self._stack.callback(self._progress.close)
-        self.line(f"Workdir: {self._path}")
+        if self._folder is not None:
+            self._folder.announce(self.line)
         self.line(dataset.description)
 
     def line(self, text: str) -> None:
@@ -103,9 +105,9 @@ class Session:
         run_id = hosts.gather(secrets.token_hex(4))[0]
         with self.together():
             must_exist = self._folder is not None and self._folder.has_metrics
-            restored = self._saver.restore(state, steps_per_epoch, must_exist, self.line)
-            state, self._history = restored or (state, History(run_id, self._dataset.title))
-            _check_data(self._history.data, self._dataset.title, self._path)
+            restored = self._saver.restore(state, must_exist, self.line)
+            state, self._history = restored or (state, History(run_id, self._identity))
+            check_data(f"--workdir={self._path}", self._history.data, self._identity)
             if self._folder is not None:
                 self._observers = _create_observers(
                     self._config,
@@ -187,8 +189,8 @@ class Session:
         if isinstance(error, Interrupted) and self._has_begun:
             progress = f"after epoch {self._saver.saved_epochs} of {self._config.num_epochs}"
             raise Interrupted(error.number, progress, str(self._path)) from None
-        if lost := hosts.lost_process(error):
-            raise lost from error
+        if explained := hosts.lost_process(error) or memory.exhausted(error):
+            raise explained from error
 
     def _save(self, state: Any, test: Evaluation | None = None) -> None:
         def tell() -> None:
@@ -222,15 +224,6 @@ def _diverged(config: ConfigDict, epoch: int) -> UserError:
     )
 
 
-def _check_data(before: str, now: str, path: pathlib.Path) -> None:
-    """Raises a `UserError` unless a run was trained on the same data before."""
-    if before != now:
-        raise UserError(
-            f"--workdir={path} holds a run on {before}, and the data are now {now}; allowed: the "
-            "same data, or a new folder"
-        )
-
-
 def _create_observers(
     config: ConfigDict,
     dataset: data.Dataset,
@@ -262,7 +255,7 @@ def _create_observers(
     )
     wandb = WandB(tracker, dataset, steps_per_epoch, pictures, line)
     # W&B logs the pictures, and can stall: by then, everything else is on the disk.
-    return [pictures, Files(folder), wandb, console]
+    return [pictures, Files(folder, dataset), wandb, console]
 
 
 def _open_folder(

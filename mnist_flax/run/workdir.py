@@ -9,12 +9,13 @@ import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mnist_flax.data import Dataset
 from mnist_flax.errors import UserError
 from mnist_flax.evaluate import Evaluation
 from mnist_flax.report.observers import Observer
-from mnist_flax.run.configs import flatten
+from mnist_flax.run.configs import default_values, flatten
 from mnist_flax.run.history import History
-from mnist_flax.runtime.files import write_whole
+from mnist_flax.runtime.files import is_not_offered, is_url, sync, write_whole
 
 try:
     import fcntl
@@ -27,6 +28,7 @@ MayDiffer = Callable[[str, dict[str, Any], dict[str, Any]], bool]
 _NAMED = 8  # differing fields, in an error
 _PACKAGES = ["jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "wandb"]
 _PACKAGES.append("tensorflow-datasets")
+DATASET = "dataset.json"
 REPLICAS = "replicas"  # in the folder of a study
 
 
@@ -51,7 +53,7 @@ class Workdir:
         check_workdir(path, config, may_differ)
         try:
             self.path = _make(path) if path else _make_dated()
-            self._lock = _lock(self.path)
+            self._lock, self._warning = _lock(self.path)
             # Again: another run may have been here first.
             check_workdir(str(self.path), config, may_differ)
             self.figures = self.path / "figures"
@@ -61,6 +63,11 @@ class Workdir:
                 self.write("config.json", self._config)
         except OSError as error:
             raise _unusable(path, error) from None
+
+    def announce(self, line: Callable[[str], None]) -> None:
+        """Prints where the folder is, and what is wrong with it."""
+        for text in filter(None, (f"Workdir: {self.path}", self._warning)):
+            line(text)
 
     def close(self) -> None:
         """Lets others use the folder."""
@@ -90,7 +97,7 @@ class Workdir:
             before = file.tell()
             try:
                 file.write(line.encode())
-                os.fsync(file.fileno())
+                sync(file)
             except OSError:
                 file.truncate(before)
                 raise
@@ -117,13 +124,14 @@ class Workdir:
 
 
 class Files(Observer):
-    """Writes config.json, metrics.jsonl and summary.json of a run."""
+    """Writes config.json, dataset.json, metrics.jsonl and summary.json of a run."""
 
-    def __init__(self, folder: Workdir):
-        self._folder = folder
+    def __init__(self, folder: Workdir, dataset: Dataset):
+        self._folder, self._dataset = folder, dataset
 
     def start(self, history: History) -> None:
         self._folder.reopen()
+        self._folder.write_json(DATASET, describe(self._dataset))
         if history.epoch:
             self._folder.write_metrics(history.records)
 
@@ -134,6 +142,19 @@ class Files(Observer):
         self._folder.write_json("summary.json", summary)
 
 
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """Returns what it takes to use a network that was trained on these data."""
+    return {
+        "name": dataset.name,
+        "source": dataset.source,
+        "title": dataset.title,
+        "class_names": dataset.class_names,
+        "image_shape": dataset.test.images.shape[1:],
+        "mean": dataset.mean,
+        "std": dataset.std,
+    }
+
+
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of the libraries that a result depends on."""
     return {"python": platform.python_version()} | {
@@ -141,15 +162,25 @@ def versions() -> dict[str, str]:
     }
 
 
-def may_extend(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether a run may resume with another value of a field, which is the case for more epochs.
+def is_free(name: str) -> bool:
+    """Whether results cannot depend on a field, so that it may differ from one resume to the next.
 
-    It is not where the learning rate depends on their number. The fields of studies never matter.
+    Where data come from does not matter because the data themselves are compared.
+    """
+    return name.startswith(("study.", "wandb.")) or name in (
+        *("checkpoint.keep", "dataset.data_dir", "dataset.manual_dir", "dataset.source"),
+    )
+
+
+def may_extend(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a run may resume with another value of a field: if it is free, or for more epochs.
+
+    More epochs are refused where the learning rate depends on their number.
     """
     if name != "num_epochs":
-        return name.startswith("study.")
-    is_free = now["optimizer.schedule"] == "exponential" and not now["optimizer.warmup"]
-    return is_free and isinstance(before.get(name), int) and 0 < before[name] < now[name]
+        return is_free(name)
+    is_extensible = now["optimizer.schedule"] == "exponential" and not now["optimizer.warmup"]
+    return is_extensible and isinstance(before.get(name), int) and 0 < before[name] < now[name]
 
 
 def check_workdir(path: str, config: dict[str, Any], may_differ: MayDiffer | None = None) -> None:
@@ -163,6 +194,10 @@ def check_workdir(path: str, config: dict[str, Any], may_differ: MayDiffer | Non
     Raises:
       UserError: it holds a run of another configuration, or cannot be written or created.
     """
+    if is_url(path):
+        raise UserError(
+            f"--workdir={path} is a URL; allowed: a folder, such as one where the bucket is mounted"
+        )
     folder = pathlib.Path(path or "runs").expanduser()
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not existing.is_dir():
@@ -183,6 +218,8 @@ def check_same(
 ) -> None:
     """Checks that two configurations are the same, except for fields that may differ.
 
+    A field that the first lacks, because it is newer than the run, has its default.
+
     Args:
       where: what holds the first, for the error.
       before: the one that is there.
@@ -193,7 +230,9 @@ def check_same(
     Raises:
       UserError: names `where` the other configuration is, and the fields that differ.
     """
-    before, now = flatten(before), flatten(_as_json(config))
+    now = flatten(_as_json(config))
+    defaults = _as_json(default_values())
+    before = {name: defaults[name] for name in now if name in defaults} | flatten(before)
     differing = [
         name
         for name in sorted({*before, *now})
@@ -208,6 +247,24 @@ def check_same(
         named = ", ".join(fields[:_NAMED])
         named += f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
         raise UserError(f"{where} holds a run with {named}; allowed: {allowed}")
+
+
+def check_data(where: str, before: str, now: str) -> None:
+    """Checks that a run, held by `where`, was trained on the same data before.
+
+    Args:
+      where: for the error.
+      before: the identity of the data, or their title alone, as older versions wrote it.
+      now: the identity of the data of now.
+
+    Raises:
+      UserError: they are others.
+    """
+    if not now.startswith(before):
+        raise UserError(
+            f"{where} holds a run on {before}, and the data are now {now}; allowed: the same data, "
+            "or a new folder"
+        )
 
 
 def _read_config(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -236,16 +293,20 @@ def _unusable(path: str, error: OSError) -> UserError:
     return UserError(f"--workdir={path or 'runs'}: {error.strerror}")
 
 
-def _lock(folder: pathlib.Path) -> Any:
+def _lock(folder: pathlib.Path) -> tuple[Any, str]:
     """Takes the folder's lock, which the system releases when this process ends, however it ends.
+
+    Returns:
+      The open file, and a warning if its file system has no locks.
 
     Raises:
       UserError: another process has it.
     """
     if fcntl is None:
-        return None
+        return None, ""
     # Open for as long as the process runs.
     file = open(folder / ".lock", "a+")  # noqa: SIM115
+    warning = ""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -255,10 +316,15 @@ def _lock(folder: pathlib.Path) -> Any:
         raise UserError(
             f"--workdir={folder} is in use by {owner}; choose another folder, or wait"
         ) from None
+    except OSError as error:
+        if not is_not_offered(error):
+            raise
+        reason = f"{folder} cannot be locked here ({error.strerror})"
+        warning = f"warning: {reason}; make sure that no other run uses it"
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}")
     file.flush()
-    return file
+    return file, warning
 
 
 def _make(path: str) -> pathlib.Path:

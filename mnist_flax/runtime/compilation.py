@@ -2,7 +2,11 @@
 
 import atexit
 import functools
+import hashlib
 import os
+import pathlib
+import platform
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -10,6 +14,8 @@ from typing import Any
 
 import jax
 
+from mnist_flax.errors import UserError
+from mnist_flax.runtime import memory
 from mnist_flax.runtime.background import Background, lower_priority
 
 # XLA may hand operations on a CPU to YNNPACK. Its matrix products and reductions are fast (a step
@@ -20,13 +26,65 @@ _CPU_OPTIONS = {
 }
 
 
-def use_cache() -> None:
-    """Keeps compiled programs in `~/.cache/mnist_flax`, unless another place has been set."""
-    if jax.config.jax_compilation_cache_dir is not None:
+_CACHE_BYTES = 10**9
+_CPU_INFO = pathlib.Path("/proc/cpuinfo")
+
+
+def set_up() -> None:
+    """Finds the devices, and keeps compiled programs in `~/.cache/mnist_flax`.
+
+    Each kind of machine has a folder of its own there, since a home may be shared, and the least
+    recently used programs of all are removed. If another cache has been set, it is left alone.
+
+    Raises:
+      UserError: JAX cannot do what the environment asks for.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a CUDA that is not installed
+        reason = (str(error).splitlines() or ["it is not installed"])[0]
+        asked = f"JAX_PLATFORMS={jax.config.jax_platforms or ''}"
+        raise UserError(
+            f"JAX cannot use the devices that {asked} asks for: {reason}; install JAX for them, or "
+            "unset it"
+        ) from None
+    if jax.config.jax_disable_jit:
+        raise UserError("JAX_DISABLE_JIT is set, but everything here is compiled; unset it")
+    if jax.config.jax_compilation_cache_dir is None:
+        _use_cache(pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser())
+
+
+def _use_cache(caches: pathlib.Path) -> None:
+    cache = caches / "mnist_flax" / "jax"
+    try:
+        (cache / _machine()).mkdir(parents=True, exist_ok=True)
+        _prune(cache, _CACHE_BYTES)
+    except OSError:  # it is only a cache
         return
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "mnist_flax", "jax"))
+    jax.config.update("jax_compilation_cache_dir", str(cache / _machine()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _machine() -> str:
+    """Returns a name for machines whose CPUs have the same instructions, which programs use."""
+    about = [platform.machine(), platform.processor()]
+    if _CPU_INFO.exists():
+        lines = _CPU_INFO.read_text().splitlines()
+        about += sorted({line for line in lines if re.match(r"model name|flags|Features", line)})
+    return hashlib.sha256("\n".join(about).encode()).hexdigest()[:12]
+
+
+def _prune(cache: pathlib.Path, most: int) -> None:
+    """Removes the least recently used files until the others have at most so many bytes.
+
+    JAX's own limit needs locks, which not every home has, and fails for good after a process was
+    killed while it wrote.
+    """
+    entries = [(path.stat(), path) for path in cache.rglob("*") if path.is_file()]
+    for stat, path in sorted(entries, key=lambda entry: entry[0].st_atime, reverse=True):
+        most -= stat.st_size
+        if most < 0:
+            path.unlink(missing_ok=True)
 
 
 @functools.cache
@@ -59,12 +117,12 @@ class Compiler:
         self._background.finish()
 
     def submit(self, lower: Callable[..., jax.stages.Lowered], *args: Any) -> "Program":
-        """Queues `lower(*args).compile()`.
+        """Queues `lower(*args).compile()`, which raises MemoryError if no device can hold it.
 
         On a CPU, only the first program has the usual priority: the others are compiled beside the
         training, which needs the same cores.
         """
-        compiled = self._background.submit(lambda: lower(*args).compile())
+        compiled = self._background.submit(_compile, lower, *args)
         if jax.default_backend() == "cpu":
             self._background.submit(lower_priority)
         return Program(compiled, self)
@@ -97,6 +155,16 @@ class Program:
 
     def memory(self) -> int:
         """Returns the bytes of a device's memory that it needs, data included."""
-        needed = self.wait().memory_analysis()
-        both = needed.argument_size_in_bytes + needed.output_size_in_bytes
-        return both + needed.temp_size_in_bytes - needed.alias_size_in_bytes
+        return _memory(self.wait())
+
+
+def _compile(lower: Callable[..., jax.stages.Lowered], *args: Any) -> jax.stages.Compiled:
+    compiled = lower(*args).compile()
+    memory.check(_memory(compiled))
+    return compiled
+
+
+def _memory(compiled: jax.stages.Compiled) -> int:
+    needed = compiled.memory_analysis()
+    both = needed.argument_size_in_bytes + needed.output_size_in_bytes
+    return both + needed.temp_size_in_bytes - needed.alias_size_in_bytes

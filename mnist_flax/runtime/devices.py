@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import psutil
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mnist_flax.errors import refused
@@ -68,9 +67,14 @@ def place(train: Iterable[np.ndarray], eval_images: dict[str, np.ndarray]) -> Pl
       train: images and labels.
       eval_images: by split; rows of 0 fill up the last batch.
     """
-    size = _CPU_PREDICTED if jax.default_backend() == "cpu" else _PREDICTED
+    size = predicted_at_a_time()
     batches = {name: _batches(x, size * jax.device_count()) for name, x in eval_images.items()}
     return Placed(tuple(map(put, train)), batches)
+
+
+def predicted_at_a_time() -> int:
+    """Returns how many images a device predicts at a time."""
+    return _CPU_PREDICTED if jax.default_backend() == "cpu" else _PREDICTED
 
 
 def put(array: np.ndarray) -> jax.Array:
@@ -124,13 +128,3 @@ def describe() -> str:
     count = f"{len(devices)} " if len(devices) > 1 else ""
     hosts = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return f"Device{'s' if count else ''}: {count}{devices[0].device_kind}{hosts}"
-
-
-def free_memory() -> int:
-    """Returns the bytes of a device's memory that are free for this process."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    # CPUs, virtual ones too, share the machine's.
-    shared = psutil.virtual_memory().available // jax.local_device_count()
-    if "bytes_limit" not in stats:
-        return shared
-    return stats["bytes_limit"] - stats.get("bytes_in_use", 0)

@@ -1,7 +1,32 @@
-"""Atomic file writes."""
+"""Atomic file writes, on file systems of all kinds."""
 
+import errno
 import os
 import pathlib
+import re
+from typing import IO
+
+# What network file systems answer to what they do not offer.
+_NOT_OFFERED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK}
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is that of a bucket or another URL, as in 'gs://bucket/run'."""
+    return re.match(r"[A-Za-z][\w+.-]+:/", path) is not None
+
+
+def is_not_offered(error: OSError) -> bool:
+    """Whether a file system does not offer what was asked of it, so that asking again is vain."""
+    return error.errno in _NOT_OFFERED
+
+
+def sync(file: IO) -> None:
+    """Waits until a file is on the disk, if its file system can tell."""
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if not is_not_offered(error):
+            raise
 
 
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
@@ -15,7 +40,7 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
         with open(partial, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file)
         os.replace(partial, path)
     except OSError:
         partial.unlink(missing_ok=True)

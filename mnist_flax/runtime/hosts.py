@@ -11,18 +11,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mnist_flax.errors import UserError
+from mnist_flax.errors import LostProcess, UserError
 
 # A process that is silent for this long counts as lost, and the others stop.
 _HEARTBEAT_SECONDS = 30
 _MESSAGE_BYTES = 2_000
-
-
-class LostProcess(Exception):
-    """A run on several hosts cannot continue because another of its processes failed or is gone.
-
-    The command line prints it without a traceback and exits with status 1.
-    """
 
 
 def initialize(

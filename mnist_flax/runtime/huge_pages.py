@@ -4,6 +4,8 @@ import os
 import pathlib
 import sys
 
+from mnist_flax.runtime import interpreter
+
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 _THP = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -18,11 +20,11 @@ def use() -> None:
 
     A training step on a CPU takes a GB of fresh memory, and with pages of 4 KiB a fifth of its
     time went into mapping it (2 cores of an AMD EPYC, virtual). glibc reads the setting only when
-    a process starts. Does nothing where Linux does not leave the choice to the process, nor in
-    IPython, whose session would be lost.
+    a process starts. Does nothing where Linux does not leave the choice to the process, nor in a
+    notebook, whose variables would be lost.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if "glibc.malloc.hugetlb" in tunables or not by_request() or "IPython" in sys.modules:
+    if "glibc.malloc.hugetlb" in tunables or not by_request() or interpreter.goes_on():
         return
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, _HUGE_PAGES]))
     sys.stdout.flush()

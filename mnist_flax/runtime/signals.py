@@ -6,6 +6,8 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
+from mnist_flax.runtime import interpreter
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _NOTICE = b"\nstopping as soon as what is finished is on the disk; Ctrl-C stops at once\n"
 
@@ -35,13 +37,21 @@ class _Received:
     deferred = False
 
 
-def install() -> None:
+@contextlib.contextmanager
+def handled() -> Iterator[None]:
     """Makes the signals raise `Interrupted`, or wait for `received` inside `deferred`.
 
-    Ctrl-C ends the process at once if it was asked to stop before.
+    Ctrl-C ends the process at once if it was asked to stop before. In a notebook, the handlers are
+    afterwards what they were; elsewhere they stay, so that a signal cannot spoil Python's exit.
     """
-    for number in _SIGNALS:
-        signal.signal(number, _receive)
+    _Received.number = 0  # of an earlier run in this process
+    before = {number: signal.signal(number, _receive) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        if interpreter.goes_on():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -62,6 +72,8 @@ def received() -> int:
 def _receive(number: int, frame: FrameType | None) -> None:
     del frame
     if _Received.number:
+        if number == signal.SIGINT and interpreter.goes_on():
+            raise KeyboardInterrupt
         if number == signal.SIGINT:
             os._exit(128 + number)
         return  # some senders repeat SIGTERM

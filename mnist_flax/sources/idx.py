@@ -13,7 +13,7 @@ _LABELS_MAGIC = 0x00000801  # unsigned bytes, one dimension
 
 
 def read_images(path: pathlib.Path, count: int, side: int) -> np.ndarray:
-    """Reads a gzipped IDX file of images, uint8 `[count, side, side, 1]`.
+    """Reads an IDX file of images, gzipped or not, uint8 `[count, side, side, 1]`.
 
     Raises:
       UserError: the file cannot be read, or its magic number, count or shape is another.
@@ -22,7 +22,7 @@ def read_images(path: pathlib.Path, count: int, side: int) -> np.ndarray:
 
 
 def read_labels(path: pathlib.Path, count: int, num_classes: int) -> np.ndarray:
-    """Reads a gzipped IDX file of labels, int32 `[count]` in 0..num_classes - 1.
+    """Reads an IDX file of labels, gzipped or not, int32 `[count]` in 0..num_classes - 1.
 
     Raises:
       UserError: the file cannot be read, or its magic number, count or a label is another.
@@ -35,12 +35,18 @@ def read_labels(path: pathlib.Path, count: int, num_classes: int) -> np.ndarray:
     return labels.astype(np.int32)
 
 
+def is_gzip(content: bytes) -> bool:
+    """Whether a file's content is gzipped; names do not tell, as browsers unpack on their own."""
+    return content.startswith(b"\x1f\x8b")
+
+
 def _read(path: pathlib.Path, magic: int, shape: tuple[int, ...]) -> np.ndarray:
     try:
-        with gzip.open(path) as file:
-            content = file.read()
+        content = path.read_bytes()
+        if is_gzip(content):
+            content = gzip.decompress(content)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read as gzip: {error}") from None
+        raise UserError(f"{path}: cannot be read: {error}") from None
     size = 4 * (1 + len(shape))
     header = np.frombuffer(content[:size], ">u4") if len(content) >= size else np.empty(0, ">u4")
     if len(header) == 0 or header[0] != magic:

@@ -18,6 +18,13 @@ from mnist_flax.sources import Loaded, Split, UnreachableError, idx
 TRAIN_SIZE = 60_000
 TEST_SIZE = 10_000
 _SIDE = 28
+# SHA-256 of MNIST's files once they are unpacked; TFDS registers only those of the .gz files.
+_UNPACKED_MNIST = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
 _REACH_SECONDS = 5.0  # a host that has not answered by then counts as unreachable
 
 
@@ -27,7 +34,8 @@ def load(name: str, data_dir: str, manual_dir: str) -> Loaded:
     Args:
       name: one of TFDS's that have MNIST's form.
       data_dir: TFDS's cache; empty for its default.
-      manual_dir: a folder with the four IDX files; empty to download them.
+      manual_dir: a folder with the four IDX files, as they are downloaded or unpacked, or one in
+        which torchvision keeps them; empty to download them.
 
     Raises:
       UnreachableError: the files would have to be downloaded, and their host cannot be reached.
@@ -40,11 +48,11 @@ def load(name: str, data_dir: str, manual_dir: str) -> Loaded:
     infos = {info.filename: (url, info) for url, info in builder.url_infos.items()}
     if manual_dir:
         folder = pathlib.Path(manual_dir).expanduser()
-        paths = {file: folder / file for file in infos}
+        paths = {file: _find(folder, file, name) for file in infos}
     else:
         paths = _download(builder, {file: url for file, (url, _) in infos.items()})
     for file, (_, info) in infos.items():
-        _verify(paths[file], int(info.size), info.checksum, discard=not manual_dir)
+        _verify(paths[file], name, int(info.size), info.checksum, discard=not manual_dir)
     class_names = tuple(builder.info.features["label"].names)
     train, test = (
         Split(
@@ -54,6 +62,21 @@ def load(name: str, data_dir: str, manual_dir: str) -> Loaded:
         for prefix, count in (("train", TRAIN_SIZE), ("t10k", TEST_SIZE))
     )
     return Loaded(train, test, class_names)
+
+
+def _find(folder: pathlib.Path, file: str, name: str) -> pathlib.Path:
+    """Returns the path of a file of a data set, by the names and the places that it may have."""
+    unpacked = file.removesuffix(".gz")
+    names = (file, unpacked, unpacked.replace("-idx", ".idx"))
+    try:
+        folders = [x for x in folder.iterdir() if x.name.lower() == name.replace("_", "")]
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}") from None
+    for place in (folder, *(x / "raw" for x in (folder, *folders))):
+        for path in (place / name for name in names):
+            if path.is_file():
+                return path
+    raise UserError(f"{folder / file}: No such file; allowed: it, or {unpacked} in the same folder")
 
 
 def _download(builder: Any, urls: Mapping[str, str]) -> dict[str, pathlib.Path]:
@@ -114,12 +137,23 @@ def _find_problem(url: str) -> str:
     return answer.result()
 
 
-def _verify(path: pathlib.Path, size: int, checksum: str, discard: bool) -> None:
-    """Compares a file with its registered size and SHA-256; `discard` removes one that differs."""
+def _verify(path: pathlib.Path, name: str, size: int, checksum: str, discard: bool) -> None:
+    """Compares a file with what is known of it; `discard` removes one that differs.
+
+    Args:
+      path: gzipped, or not.
+      name: of the data set.
+      size: of the gzipped file.
+      checksum: SHA-256 of the gzipped file.
+      discard: whether it can be downloaded again.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+    if not discard and not idx.is_gzip(content):
+        _verify_unpacked(path, name, content)
+        return
     found = hashlib.sha256(content).hexdigest()
     if len(content) == size and found == checksum:
         return
@@ -132,3 +166,14 @@ def _verify(path: pathlib.Path, size: int, checksum: str, discard: bool) -> None
     )
     removed = "; removed, run again to download it anew" if discard else ""
     raise UserError(f"{path}: {mismatch}{removed}")
+
+
+def _verify_unpacked(path: pathlib.Path, name: str, content: bytes) -> None:
+    """Compares an unpacked file with MNIST's. Of the other sets, only the form is known."""
+    found = hashlib.sha256(content).hexdigest()
+    expected = _UNPACKED_MNIST[path.name.replace(".idx", "-idx").removesuffix(".gz")]
+    if name == "mnist" and found != expected:
+        mismatch = f"SHA-256 {expected[:12]}… expected, {found[:12]}… found"
+        raise UserError(f"{path}: {mismatch}")
+    if name != "mnist" and found == expected:
+        raise UserError(f"{path}: it is MNIST's, not that of {name}")

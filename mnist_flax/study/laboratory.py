@@ -18,10 +18,19 @@ from mnist_flax.errors import UserError, refused
 from mnist_flax.evaluate import Evaluation
 from mnist_flax.run import fields
 from mnist_flax.run.checkpoint import snapshot
+from mnist_flax.run.configs import flatten
 from mnist_flax.run.history import History
 from mnist_flax.run.saver import Saver
-from mnist_flax.run.workdir import REPLICAS, Workdir, check_same, check_workdir, versions
-from mnist_flax.runtime import compilation, devices, signals
+from mnist_flax.run.workdir import (
+    REPLICAS,
+    Workdir,
+    check_data,
+    check_same,
+    check_workdir,
+    is_free,
+    versions,
+)
+from mnist_flax.runtime import compilation, devices, memory, signals
 from mnist_flax.runtime.signals import Interrupted
 from mnist_flax.study.findings import Findings
 from mnist_flax.study.progress import StudyProgress
@@ -47,15 +56,20 @@ def run(config: ConfigDict, workdir: str, ensemble: bool = False) -> None:
     """
     _check(config, ensemble)
     check_workdir(workdir, config.to_dict(), _may_differ)
-    compilation.use_cache()
+    compilation.set_up()
     dataset = data.load(config.dataset, config.seed)
     for recipe in recipes(config).values():
         devices.check_batch_size(recipe.batch_size, len(dataset.train))
     folder = Workdir(workdir, config.to_dict(), _may_differ)
     with contextlib.closing(folder):
         study = Study(config, dataset, folder, ensemble)
-        with signals.deferred():
-            study.complete()
+        try:
+            with signals.deferred():
+                study.complete()
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            if explained := memory.exhausted(error):
+                raise explained from error
+            raise
 
 
 def _check(config: ConfigDict, ensemble: bool) -> None:
@@ -76,10 +90,7 @@ def _check(config: ConfigDict, ensemble: bool) -> None:
 def _may_differ(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
     """More seeds and other variants are welcome: each replica is checked by itself."""
     del before, now
-    # The data themselves are compared, by their title.
-    places = ("dataset.data_dir", "dataset.manual_dir")
-    is_free = name.startswith(("study.", "wandb.", "checkpoint.", *places))
-    return is_free and name != "study.num_final_epochs"  # which decides what a replica's result is
+    return is_free(name) and name != "study.num_final_epochs"  # which decides what a result is
 
 
 class Study:
@@ -98,7 +109,7 @@ class Study:
     def __init__(self, config: ConfigDict, dataset: data.Dataset, folder: Workdir, ensemble: bool):
         if folder.has_metrics or (folder.path / "checkpoints").exists():
             raise UserError(f"--workdir={folder.path} holds a run; allowed: a new folder")
-        self._dataset = dataset
+        self._dataset, self._data = dataset, dataset.identity
         self._folder = folder
         self._settings = config.study
         self._recipes = recipes(config)
@@ -108,7 +119,7 @@ class Study:
         self._finished: dict[tuple[str, int], Replica] = {}
         for name, seed in itertools.product(self._recipes, self._seeds):
             if (replica := self._store.load(name, seed)) is not None:
-                _check_replica(replica, self._config_of(name, seed), dataset.title, folder.path)
+                _check_replica(replica, self._config_of(name, seed), self._data, folder.path)
                 self._finished[name, seed] = replica
                 self._store.discard(name, [seed])  # what a killed process left
         folder.reopen()
@@ -160,7 +171,7 @@ class Study:
 
     def _announce(self) -> None:
         line = self._progress.line
-        line(f"Workdir: {self._folder.path}")
+        self._folder.announce(line)
         line(self._dataset.description)
         line(
             f"Study: {self._num_replicas} replicas (recipes: {len(self._recipes)}, seeds: "
@@ -171,12 +182,12 @@ class Study:
         """Trains replicas to their end, from their last epoch on if they were interrupted."""
         num_epochs, num_images = self._recipes[name].num_epochs, len(self._dataset.train)
         label = f"{name}, seed {seeds[0]}" + (f" to {seeds[-1]}" if len(seeds) > 1 else "")
-        final, title = self._settings.num_final_epochs, self._dataset.title
-        identity = _identity(self._recipes[name], seeds, final, title)
+        final = self._settings.num_final_epochs
+        identity = _identity(self._recipes[name], seeds, final, self._data)
         folder = self._store.unfinished(name, seeds, identity[:12])
         saver = Saver(folder, keep=1, keep_best=False)
         state, history = trainer.create_states(seeds), History(data=identity)
-        if restored := saver.restore(state, 0, must_exist=False, warn=self._progress.line):
+        if restored := saver.restore(state, must_exist=False, warn=self._progress.line):
             state, history = restored
         self._progress.start(label, len(seeds))
         self._progress.finish_epoch(history.epoch * num_images)
@@ -222,7 +233,7 @@ class Study:
             variant=name,
             seed=seed,
             run_id=secrets.token_hex(4),
-            data=self._dataset.title,
+            data=self._data,
             config=self._config_of(name, seed).to_dict(),
             records=records,
             results={s: _means(final, s, len(self._dataset.eval_splits[s])) for s in last},
@@ -272,24 +283,21 @@ def _plan(
                 yield name, left
 
 
-def _identity(recipe: ConfigDict, seeds: Sequence[int], num_final_epochs: int, title: str) -> str:
+def _identity(recipe: ConfigDict, seeds: Sequence[int], num_final_epochs: int, data: str) -> str:
     """Returns what tells unfinished replicas from those of another recipe or other data."""
-    groups = recipe.to_dict()
-    numeric = {k: v for k, v in groups.items() if k not in ("study", "wandb", "checkpoint")}
-    text = f"{numeric} {list(seeds)} {num_final_epochs} {title}"
+    values = {name: value for name, value in flatten(recipe).items() if not is_free(name)}
+    text = f"{values} {list(seeds)} {num_final_epochs} {data}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _check_replica(replica: Replica, config: ConfigDict, title: str, folder: pathlib.Path) -> None:
+def _check_replica(
+    replica: Replica, config: ConfigDict, identity: str, folder: pathlib.Path
+) -> None:
     """Raises a `UserError` unless a finished replica is what would be trained now."""
     where = f"--workdir={folder}: replica {replica.variant}, seed {replica.seed},"
     allowed = "the same fields, another name for the variant, or a new folder"
     check_same(where, replica.config, config.to_dict(), _may_differ, allowed)
-    if replica.data != title:
-        raise UserError(
-            f"{where} is of {replica.data}, and the data are now {title}; "
-            "allowed: the same data, or a new folder"
-        )
+    check_data(where, replica.data, identity)
 
 
 def _check_signals() -> None:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mnist_flax import data
 from mnist_flax.errors import UserError
 from mnist_flax.evaluate import Evaluation, evaluate
-from mnist_flax.runtime import compilation, devices
+from mnist_flax.runtime import compilation, devices, memory
 from mnist_flax.step import StepMetrics, TrainState
 from mnist_flax.trainer import Trainer
 
@@ -126,7 +126,7 @@ class Pool:
         """
         number = min(number, self._most.get(name, number))
         while (name, number) not in self._compiled:
-            room = _MEMORY_SHARE * devices.free_memory()
+            room = _MEMORY_SHARE * memory.free()
             replicas = self._compile(name, number)
             # Where compiling fails for lack of memory, half as many may fit.
             needed = 2 * room if replicas is None else replicas.memory()
@@ -150,8 +150,8 @@ class Pool:
         try:
             replicas.compile()
             replicas.memory()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" in str(error):
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            if memory.is_exhausted(error):
                 return None
             raise
         return replicas

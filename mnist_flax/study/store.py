@@ -26,7 +26,7 @@ class Replica:
       variant: its name.
       seed: of its initialisation, shuffling and augmentation.
       run_id: W&B's name for it.
-      data: the title of the data.
+      data: the identity of the data.
       config: its whole configuration.
       records: one per epoch, as in metrics.jsonl; a number that is not finite is None.
       results: by split, 'test' and perhaps 'validation': 'loss', 'accuracy' (0..1), 'num_errors',

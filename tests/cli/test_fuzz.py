@@ -47,7 +47,8 @@ ARGUMENTS = st.one_of(
     OVERRIDES,
     OVERRIDES,
     st.builds("--config={}".format, st.sampled_from(["README.md", "configs", "", "x.py", "/"])),
-    st.builds("--{}".format, TEXT.filter(lambda text: not text.startswith("flagfile"))),
+    st.builds("--{}".format, TEXT),
+    st.builds("--flagfile={}".format, st.sampled_from(["README.md", "configs", "", "/none"])),
     TEXT.filter(lambda text: not text.startswith("-")),
 )
 
@@ -189,7 +190,7 @@ def test_workdirs_of_other_runs(used, changes):
         try:
             with contextlib.closing(Workdir(str(folder), config)) as workdir:
                 restored = Checkpoints(folder / "checkpoints", 2).restore(
-                    like, 2, workdir.has_metrics, said.append
+                    like, workdir.has_metrics, said.append
                 )
         except UserError as error:
             assert "\n" not in str(error) and len(str(error)) < 2_000

@@ -77,7 +77,7 @@ def test_what_is_saved_is_restored(tiny_config, tmp_path, norm, decoupled):
     tiny_config.optimizer.decoupled = decoupled
     state = create(tiny_config).replace(step=jnp.int32(6))
     history = save(tmp_path / "c", state, 0.5, 0.75)
-    restored, past = Checkpoints(tmp_path / "c", 2).restore(like(state), STEPS, True, print)
+    restored, past = Checkpoints(tmp_path / "c", 2).restore(like(state), True, print)
     assert_same(restored, state)
     assert restored.key.sharding == state.key.sharding
     for field in dataclasses.fields(history):
@@ -87,7 +87,7 @@ def test_what_is_saved_is_restored(tiny_config, tmp_path, norm, decoupled):
 
 def test_there_is_a_state_before_the_first_epoch(state, tmp_path):
     save(tmp_path, state)
-    restored, past = Checkpoints(tmp_path, 2).restore(like(state), STEPS, False, print)
+    restored, past = Checkpoints(tmp_path, 2).restore(like(state), False, print)
     assert_same(restored, state)
     assert past.epoch == 0 and past.best is None and past.run_id == "run"
 
@@ -116,7 +116,7 @@ def test_the_newest_and_the_best_are_kept(state, tmp_path, accuracies, keep, kep
 def test_the_best_of_an_earlier_process_is_kept(state, tmp_path, before, after, kept):
     save(tmp_path, state, *before, keep=1)
     checkpoints = Checkpoints(tmp_path, 1)
-    _, history = checkpoints.restore(like(state), STEPS, True, print)
+    _, history = checkpoints.restore(like(state), True, print)
     assert history.epoch == len(before)
     for past in histories(*before, *after)[len(before) + 1 :]:
         checkpoints.save(state, past)
@@ -153,7 +153,7 @@ def test_any_damaged_file_is_noticed(state, tmp_path):
                 {"flip": content, "cut": content[:half], "empty": b""}[kind]
             )
         said = []
-        restored, past = Checkpoints(folder, 2).restore(like(state), STEPS, True, said.append)
+        restored, past = Checkpoints(folder, 2).restore(like(state), True, said.append)
         assert past.epoch == 1, (name, kind)
         assert_same(restored, state)
         assert len(said) == 1 and said[0].startswith(
@@ -170,21 +170,21 @@ def test_it_is_an_error_if_none_can_be_read(state, tmp_path):
     with pytest.raises(
         UserError, match=r"no checkpoint in .* can be read \(2: details/metadata is"
     ):
-        Checkpoints(tmp_path, 2).restore(like(state), STEPS, False, print)
+        Checkpoints(tmp_path, 2).restore(like(state), False, print)
     assert names(tmp_path) == ["1", "2"]
 
 
 def test_it_is_an_error_if_there_is_none_though_an_epoch_was_finished(state, tmp_path):
     with pytest.raises(UserError, match="there is none"):
-        Checkpoints(tmp_path / "c", 2).restore(like(state), STEPS, True, print)
-    assert Checkpoints(tmp_path / "c", 2).restore(like(state), STEPS, False, print) is None
+        Checkpoints(tmp_path / "c", 2).restore(like(state), True, print)
+    assert Checkpoints(tmp_path / "c", 2).restore(like(state), False, print) is None
 
 
 def test_a_first_one_that_was_interrupted_is_not_damaged(state, tmp_path):
     save(tmp_path, state)
     (tmp_path / "0" / "files.sha256").unlink()
     said = []
-    assert Checkpoints(tmp_path, 2).restore(like(state), STEPS, False, said.append) is None
+    assert Checkpoints(tmp_path, 2).restore(like(state), False, said.append) is None
     assert said == []
     save(tmp_path, state, 0.5)
 
@@ -202,7 +202,7 @@ folder, config = pathlib.Path({str(tmp_path)!r}), tiny()
 save(folder, create(config), 0.5)
 config.model.channels = ((4,), (16,))
 try:
-    Checkpoints(folder, 2).restore(like(create(config)), STEPS, True, print)
+    Checkpoints(folder, 2).restore(like(create(config)), True, print)
 except UserError as error:
     print(error)
 """

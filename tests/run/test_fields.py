@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from configs import claims, default, ensemble, quick, record, speedrun, study
-from mnist_flax.cli import command
+from mnist_flax.cli import arguments
 from mnist_flax.errors import UserError
 from mnist_flax.run import fields
 
@@ -168,12 +168,12 @@ def test_feature_maps_are_followed_to_the_end(padding, first, accepted):
 )
 def test_unknown_overrides(argument, field):
     with pytest.raises(UserError, match=f"^config.{field} is not a field; allowed: "):
-        command._check_overrides([argument])
+        arguments._check_overrides([argument])
 
 
 def test_known_overrides():
-    command._check_overrides(["main.py", "--config=configs/default.py", "--workdir=x"])
-    command._check_overrides([f"--config.{name}=1" for name in fields.FIELDS])
+    arguments._check_overrides(["main.py", "--config=configs/default.py", "--workdir=x"])
+    arguments._check_overrides([f"--config.{name}=1" for name in fields.FIELDS])
 
 
 def test_default_is_the_original():

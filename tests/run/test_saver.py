@@ -7,7 +7,7 @@ from mnist_flax.errors import UserError
 from mnist_flax.run import saver as saver_lib
 from mnist_flax.run.checkpoint import Checkpoints
 from mnist_flax.run.saver import Saver
-from tests.run.test_checkpoint import STEPS, assert_same, create, histories, like
+from tests.run.test_checkpoint import assert_same, create, histories, like
 from tests.runs import tiny
 
 
@@ -23,7 +23,7 @@ def test_a_checkpoint_is_complete_when_that_is_announced(state, tmp_path):
 
     def then():
         assert threading.current_thread() is not threading.main_thread()
-        found.append(Checkpoints(tmp_path, 2).restore(like(state), STEPS, True, print)[1].epoch)
+        found.append(Checkpoints(tmp_path, 2).restore(like(state), True, print)[1].epoch)
 
     saver.save(state, first)
     saver.save(state, history, then)
@@ -33,12 +33,12 @@ def test_a_checkpoint_is_complete_when_that_is_announced(state, tmp_path):
 
 def test_what_is_saved_is_restored(state, tmp_path):
     saver = Saver(tmp_path, 2)
-    assert saver.restore(state, STEPS, False, print) is None
+    assert saver.restore(state, False, print) is None
     for history in histories(0.5, 0.75):
         saver.save(state, history)
     saver.wait()
     saver = Saver(tmp_path, 2)
-    restored, past = saver.restore(state, STEPS, True, print)
+    restored, past = saver.restore(state, True, print)
     assert_same(restored, state)
     assert past.epoch == saver.saved_epochs == 2
 

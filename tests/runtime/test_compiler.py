@@ -18,11 +18,6 @@ def lower_double():
     return jax.jit(lambda x: 2 * x).lower(jnp.float32(0))
 
 
-def lower_to(compile_):
-    """What stands for a lowered program that is compiled by `compile_`."""
-    return types.SimpleNamespace(compile=compile_)
-
-
 def test_programs_are_compiled_in_order():
     compiler, order = Compiler(), []
     programs = [compiler.submit(lambda n=n: order.append(n) or lower_double()) for n in range(3)]
@@ -64,9 +59,15 @@ def test_on_a_cpu_only_the_first_program_has_the_usual_priority():
     def nice():
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
-    compiler = Compiler()
-    programs = [compiler.submit(lambda: lower_to(nice)) for _ in range(3)]
-    assert [program.wait() for program in programs] == [nice(), 19, 19]
+    def lower():
+        """Notes the priority at which the lowered program is compiled."""
+        lowered = lower_double()
+        return types.SimpleNamespace(compile=lambda: nices.append(nice()) or lowered.compile())
+
+    compiler, nices = Compiler(), []
+    for program in [compiler.submit(lower) for _ in range(3)]:
+        program.wait()
+    assert nices == [nice(), 19, 19]
 
 
 @pytest.mark.parametrize("reason", ["a failed compilation", "Ctrl-C"])
@@ -77,7 +78,6 @@ import os, signal, sys, threading, time
 from mnist_flax.runtime import signals
 from mnist_flax.runtime.compilation import Compiler
 
-signals.install()
 compiler, begun = Compiler(), threading.Event()
 
 def compile_slowly():
@@ -91,10 +91,11 @@ for _ in range(3):
     compiler.submit(time.sleep, 600)
 begun.wait()
 try:
-    if {reason!r} == "Ctrl-C":
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(600)
-    failed.wait()
+    with signals.handled():
+        if {reason!r} == "Ctrl-C":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(600)
+        failed.wait()
 except (ZeroDivisionError, signals.Interrupted):
     sys.exit(3)
 """

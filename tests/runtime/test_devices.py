@@ -107,17 +107,3 @@ def test_one_device_needs_no_mesh():
     batch = np.arange(6.0).reshape(3, 2)
     np.testing.assert_array_equal(jax.jit(devices.spread)(batch), batch)
     assert devices.describe().startswith("Device: ")
-
-
-def test_free_memory_is_what_the_machine_has():
-    if jax.default_backend() == "cpu":
-        assert 0 < devices.free_memory() <= devices.psutil.virtual_memory().total
-
-
-def test_free_memory_of_a_device_that_counts_its_own(monkeypatch):
-    class Device:
-        def memory_stats(self):
-            return {"bytes_limit": 100, "bytes_in_use": 30}
-
-    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
-    assert devices.free_memory() == 70

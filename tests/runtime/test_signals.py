@@ -10,9 +10,8 @@ SCRIPT = """
 import sys, time
 from mnist_flax.runtime import signals
 
-signals.install()
 try:
-    with signals.deferred():
+    with signals.handled(), signals.deferred():
         print("ready", flush=True)
         while not signals.received():
             time.sleep(0.01)
@@ -78,9 +77,9 @@ def test_a_signal_raises_where_nothing_is_deferred():
     script = """
 import os, signal
 from mnist_flax.runtime import signals
-signals.install()
 try:
-    os.kill(os.getpid(), signal.SIGTERM)
+    with signals.handled():
+        os.kill(os.getpid(), signal.SIGTERM)
 except Exception:
     print("an error")
 except signals.Interrupted as error:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mnist_flax.errors import UserError
-from mnist_flax.sources import UnreachableError, tfds
+from mnist_flax.sources import UnreachableError, checksum, tfds
 
 NAMES = [
     f"{prefix}-{kind}-ubyte.gz"
@@ -54,6 +54,38 @@ def test_damaged_files_are_named(mnist_dir, tmp_path, name, damage):
     assert expected in message
     if damage != "missing":
         assert (tmp_path / name).exists()  # the user's own file is left alone
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("", "{}"),
+        ("", "{}.gz"),  # unpacked on the way, as browsers do, but for the name
+        ("raw", "{}"),
+        ("MNIST/raw", "{}"),  # torchvision's, which has the packed files beside them
+    ],
+)
+def test_unpacked_files(mnist_dir, whole_mnist, tmp_path, place, name):
+    folder = tmp_path / place
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in NAMES:
+        unpacked = gzip.decompress((mnist_dir / file).read_bytes())
+        (folder / name.format(file.removesuffix(".gz"))).write_bytes(unpacked)
+    loaded = tfds.load("mnist", "", str(tmp_path))
+    assert checksum(loaded.train, loaded.test) == checksum(whole_mnist.train, whole_mnist.test)
+
+
+def test_unpacked_files_are_checked_by_content(mnist_dir, tmp_path):
+    for file in NAMES:
+        content = bytearray(gzip.decompress((mnist_dir / file).read_bytes()))
+        # A dot, as some copies have, is the same file.
+        (tmp_path / file.removesuffix(".gz").replace("-idx", ".idx")).write_bytes(content)
+    with pytest.raises(UserError, match=r"idx3-ubyte: it is MNIST's, not that of kmnist"):
+        tfds.load("kmnist", "", str(tmp_path))
+    content[-1] = (content[-1] + 1) % 10
+    (tmp_path / "t10k-labels.idx1-ubyte").write_bytes(content)
+    with pytest.raises(UserError, match=r"t10k-labels.idx1-ubyte: SHA-256 ff7bcfd4.* expected"):
+        tfds.load("mnist", "", str(tmp_path))
 
 
 def test_a_host_that_never_answers(monkeypatch):
@@ -123,7 +155,7 @@ class TestDownload:
         path.write_bytes(self.CONTENT[:-1])
         info = next(iter(builder.url_infos.values()))
         with pytest.raises(UserError, match="removed, run again"):
-            tfds._verify(path, info.size, info.checksum, discard=True)
+            tfds._verify(path, "mnist", info.size, info.checksum, discard=True)
         assert self.download(builder).read_bytes() == self.CONTENT
 
     def test_a_host_without_the_file_is_told_from_no_host(self, builder, server):

@@ -6,7 +6,7 @@ import pytest
 
 from mnist_flax.errors import UserError
 from mnist_flax.evaluate import evaluate
-from mnist_flax.runtime import devices
+from mnist_flax.runtime import memory
 from mnist_flax.step import StepMetrics
 from mnist_flax.study.replicas import Pool, Replicas
 from mnist_flax.trainer import Trainer
@@ -153,7 +153,7 @@ class TestPool:
 
         monkeypatch.setattr(Replicas, "compile", compile_)
         monkeypatch.setattr(Replicas, "memory", lambda replicas: 100 * replicas.num_replicas)
-        monkeypatch.setattr(devices, "free_memory", lambda: 350)
+        monkeypatch.setattr(memory, "free", lambda: 350)
         replicas = pool.get("base", 8)
         expected = 1 if fails else 3
         assert replicas.num_replicas == expected

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mnist_flax.errors import UserError
-from mnist_flax.runtime import devices
+from mnist_flax.runtime import devices, memory
 from mnist_flax.runtime.signals import Interrupted
 from mnist_flax.study import laboratory
 from mnist_flax.study.replicas import Replicas
@@ -336,7 +336,7 @@ class TestInThisProcess:
     def test_as_many_together_as_fit_in_memory(self, config, run, path, monkeypatch, capsys):
         config.study.update(num_seeds=2, num_together=2)
         monkeypatch.setattr(Replicas, "memory", lambda replicas: 100 * replicas.num_replicas)
-        monkeypatch.setattr(devices, "free_memory", lambda: 150)
+        monkeypatch.setattr(memory, "free", lambda: 150)
         run()
         output = capsys.readouterr().out
         assert output.count("base: 1 replicas at a time fit in memory") == 1

@@ -1,0 +1,94 @@
+"""Reads a command line: flag files, the recipe, and overrides of its fields."""
+
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from mnist_flax.errors import UserError
+from mnist_flax.run import configs, fields
+
+
+def parse(
+    argv: Sequence[str],
+    default_recipe: str,
+    config: flags.FlagHolder[ConfigDict],
+    arguments: list[str],
+) -> None:
+    """Parses and checks the command line.
+
+    Args:
+      argv: of the command.
+      default_recipe: the file of `configs/` to use without `--config`.
+      config: the flag of the recipe.
+      arguments: in which that flag looks for overrides; replaced.
+
+    Raises:
+      UserError: one line on what is wrong and what is allowed.
+    """
+    try:
+        _forget_flags()
+        arguments[:] = _recipe_first(flags.FLAGS.read_flags_from_files(argv), default_recipe)
+        _check_overrides(arguments)
+        positional = flags.FLAGS(arguments)[1:]
+        fields.check(config.value)
+    except UserError:
+        raise
+    except Exception as error:  # of absl, of ml_collections, or in the recipe itself
+        raise UserError(_explain(error)) from None
+    if positional:
+        own = flags.FLAGS.get_key_flags_for_module(argv[0])
+        allowed = ", ".join(f"--{flag.name}" for flag in own)
+        raise UserError(f"{positional[0]!r} is not a flag; allowed: {allowed}")
+
+
+def _forget_flags() -> None:
+    """Forgets what another command of this process was given: notebooks run several."""
+    for name in list(flags.FLAGS):
+        if name.startswith("config."):
+            delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
+
+
+def _recipe_first(argv: Sequence[str], default_recipe: str) -> list[str]:
+    """Moves `--config` to the front, where overrides need it; of several, the last is taken."""
+    given, others = str(configs.RECIPES / default_recipe), list(argv[:1])
+    rest = iter(argv[1:])
+    for argument in rest:
+        if argument == "--":
+            others += [argument, *rest]
+        elif match := re.fullmatch(r"--?config(=(.*))?", argument, re.DOTALL):
+            given = match[2] if match[1] else next(rest, "")
+        else:
+            others.append(argument)
+    if not os.path.isfile(given.partition(":")[0]):  # a colon separates an argument of the recipe
+        raise UserError(f"--config={given}: no such file; allowed: a recipe of configs/")
+    configs.make_importable(pathlib.Path(given).absolute().parent)
+    return [*others[:1], f"--config={given}", *others[1:]]
+
+
+def _check_overrides(arguments: Sequence[str]) -> None:
+    """Checks that every `--config.FIELD` argument names a field.
+
+    Raises:
+      UserError: names the unknown field and the fields of its group.
+    """
+    for argument in arguments:
+        match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+        if match and match[1] not in fields.FIELDS:
+            raise fields.unknown(match[1])
+
+
+def _explain(error: Exception) -> str:
+    """Returns one line for an error that parsing flags or loading a recipe raised."""
+    text = str(error).removeprefix("ERROR:: ").strip()
+    if "Traceback" in text:  # of a recipe; its last line names the error
+        text = text.splitlines()[-1]
+    text = " ".join(text.split())
+    match = re.search(r"--config\.([\w.]+)=", text)
+    if match and match[1] in fields.FIELDS:
+        return f"{text}; allowed: {fields.FIELDS[match[1]].allowed}"
+    return text if isinstance(error, flags.Error) else f"{type(error).__name__}: {text}"

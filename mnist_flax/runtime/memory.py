@@ -1,0 +1,54 @@
+"""The memory of a device, and what to say when it is not enough."""
+
+import pathlib
+
+import jax
+import psutil
+
+from mnist_flax.errors import UserError
+
+_CONTAINER_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")  # of Linux; 'max' for none
+
+
+def free() -> int:
+    """Returns the bytes of a device's memory that are free for this process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    # CPUs, virtual ones too, share the machine's.
+    shared = psutil.virtual_memory().available // jax.local_device_count()
+    if "bytes_limit" not in stats:
+        return min(shared, _machine() // jax.local_device_count())
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+
+
+def check(needed: int) -> None:
+    """Raises MemoryError if a device can never give so many bytes: Linux would kill the process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    most = stats.get("bytes_limit", _machine())
+    if needed > most:
+        raise MemoryError(f"{needed / 1e9:,.1f} GB are needed, and a device has {most / 1e9:,.1f}")
+
+
+def is_exhausted(error: BaseException | None) -> bool:
+    """Whether an error says that there is not enough memory."""
+    is_xla = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    return is_xla or isinstance(error, MemoryError)
+
+
+def exhausted(error: BaseException | None) -> UserError | None:
+    """Returns what to raise in place of an error for lack of memory; None for any other."""
+    if not is_exhausted(error):
+        return None
+    reason = (str(error).splitlines() or ["Out of memory"])[0].removeprefix("RESOURCE_EXHAUSTED: ")
+    return UserError(
+        f"it does not fit in the memory of the device ({reason.rstrip('.')}); "
+        "lower config.batch_size, or narrow config.model.channels"
+    )
+
+
+def _machine() -> int:
+    """Returns the bytes of the machine's memory, or of its container's."""
+    total = psutil.virtual_memory().total
+    try:
+        return min(total, int(_CONTAINER_LIMIT.read_text()))
+    except (OSError, ValueError):  # no such file, or 'max'
+        return total

@@ -1,0 +1,64 @@
+"""Command lines as users of absl and ml_collections write them."""
+
+import pytest
+
+QUICK = "--config=configs/quick.py"
+BAD = "--config.batch_size=0"  # so that the command ends early, and shows that it was read
+
+
+@pytest.fixture
+def say(fork_main):
+    """Runs main.py; returns the line that it ends with."""
+
+    def say(*arguments: str) -> str:
+        done = fork_main(*arguments)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        return done.stderr.removeprefix("error: ").rstrip("\n")
+
+    return say
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (QUICK, BAD),
+        (BAD, QUICK),
+        ("--config", "configs/quick.py", BAD),
+        (BAD, "-config", "configs/quick.py"),
+        ("--config.batch_size", "0", QUICK),
+        ("--noconfig.augment.enabled", BAD, QUICK),
+        ("--config=configs/speedrun.py", QUICK, BAD),
+        (BAD, "--", QUICK),
+    ],
+    ids=" ".join,
+)
+def test_the_order_does_not_matter(say, arguments):
+    assert say(*arguments).startswith("config.batch_size=0 is not allowed")
+
+
+def test_a_file_of_flags(say, tmp_path):
+    outer, inner = tmp_path / "outer", tmp_path / "inner"
+    inner.write_text(f"# a comment\n{QUICK}\n\n{BAD}\n")
+    outer.write_text(f"--flagfile={inner}\n")
+    for argument in (f"--flagfile={outer}", f"--flagfile={inner}"):
+        assert say(argument).startswith("config.batch_size=0 is not allowed")
+    # The last one counts, before and after the file.
+    assert say(f"--flagfile={inner}", "--config.batch_size=-1").startswith("config.batch_size=-1 ")
+    assert say("--config.batch_size=-1", f"--flagfile={inner}").startswith("config.batch_size=0 ")
+    assert say(f"--flagfile={inner}", "--config=none.py").startswith("--config=none.py: no such")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--flagfile=none.txt",), "Unable to open flagfile: [Errno 2] No such file"),
+        (("--flagfile",), "--flagfile with no argument"),
+        (("--config",), "--config=: no such file"),
+        (("--config=configs",), "--config=configs: no such file; allowed: a recipe"),
+        (("--config=README.md",), "SyntaxError"),
+        (("--config.model=3",), "config.model is not a field"),
+        (("--config.optimizer.learning_rate",), "Missing value for flag"),
+    ],
+)
+def test_what_is_wrong_is_said(say, arguments, expected):
+    assert say(*arguments).startswith(expected)

@@ -1,0 +1,67 @@
+"""Runs in IPython, whose session has to survive them."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.runs import ROOT, TINY, assert_same_run, environment, epochs, records
+
+SESSION = """
+import os, signal, threading, time
+import jax
+jax.numpy.ones(3).sum()  # JAX has been used before
+before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+%run {main} {tiny} --workdir={folder}/first
+%run {main} {tiny} --workdir={folder}/second
+%run {main} {tiny} --config.num_epochs=0
+
+def interrupt():
+    while not os.path.exists("{folder}/third/checkpoints/1/files.sha256"):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=interrupt, daemon=True).start()
+%run {main} {tiny} --config.num_epochs=12 --workdir={folder}/third
+%run {main} {tiny} --config.num_epochs=12 --workdir={folder}/third
+print("handlers", before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)])
+
+from configs import quick
+from mnist_flax import errors, train
+config = quick.get_config()
+config.num_epochs = 0
+try:
+    train.run(config)
+except errors.UserError as error:
+    print("refused", error)
+config.update(num_epochs=1, batch_size=400)
+config.dataset.source = "sample"
+config.wandb.mode = "disabled"
+train.run(config, "{folder}/fourth")
+print("handlers", before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)])
+"""
+
+
+def test_a_session(finished, tmp_path):
+    pytest.importorskip("IPython")
+    tiny = " ".join(argument.replace(" ", "") for argument in TINY)
+    script = tmp_path / "session.ipy"
+    script.write_text(SESSION.format(main=ROOT / "main.py", tiny=tiny, folder=tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", "IPython", "--colors=NoColor", str(script)],
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(ROOT), IPYTHONDIR=str(tmp_path / "ipython")),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "Error" not in done.stdout + done.stderr, done.stdout + done.stderr
+    for run in ("first", "second"):
+        assert_same_run(tmp_path / run, finished)
+    assert "error: config.num_epochs=0 is not allowed" in done.stderr
+    assert "stopped by SIGINT after epoch " in done.stderr
+    assert "Resuming after epoch " in done.stdout
+    assert len(records(tmp_path / "third")) == 12
+    assert done.stdout.count("handlers True") == 2
+    assert "refused config.num_epochs=0 is not allowed; allowed: an integer" in done.stdout
+    assert epochs(tmp_path / "fourth")[-1] == 1
