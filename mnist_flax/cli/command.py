@@ -11,7 +11,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from mnist_flax.errors import LostProcess, UserError
-from mnist_flax.runtime import background, interpreter, signals
+from mnist_flax.runtime import background, interpreter, output, signals
 
 _arguments: list[str] = []  # in which ml_collections looks for overrides
 _CONFIG = config_flags.DEFINE_config_file(
@@ -39,6 +39,7 @@ def start(main: Callable[[ConfigDict], None], default_recipe: str = "default.py"
         logging.set_verbosity(logging.WARNING)  # JAX would name every backend it does not find
         main(_CONFIG.value)
 
+    output.protect()
     try:
         with signals.handled():
             app.run(run, flags_parser=functools.partial(_parse_flags, default_recipe))

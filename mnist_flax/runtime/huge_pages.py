@@ -27,6 +27,6 @@ def use() -> None:
     if "glibc.malloc.hugetlb" in tunables or not by_request() or interpreter.goes_on():
         return
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, _HUGE_PAGES]))
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed
+        stream.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -1,4 +1,4 @@
-"""SIGTERM, which a preemption sends, and Ctrl-C: when they stop a run, and what is printed."""
+"""SIGTERM, which a preemption sends, Ctrl-C and SIGHUP: when they stop a run, what is printed."""
 
 import contextlib
 import os
@@ -41,11 +41,15 @@ class _Received:
 def handled() -> Iterator[None]:
     """Makes the signals raise `Interrupted`, or wait for `received` inside `deferred`.
 
-    Ctrl-C ends the process at once if it was asked to stop before. In a notebook, the handlers are
-    afterwards what they were; elsewhere they stay, so that a signal cannot spoil Python's exit.
+    Ctrl-C ends the process at once if it was asked to stop before. SIGHUP, which comes when the
+    terminal goes away, is ignored, here and in the processes that this one starts. In a notebook,
+    the handlers are afterwards what they were; elsewhere they stay, so that a signal cannot spoil
+    Python's exit.
     """
     _Received.number = 0  # of an earlier run in this process
     before = {number: signal.signal(number, _receive) for number in _SIGNALS}
+    if hasattr(signal, "SIGHUP"):  # Windows has none
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         yield
     finally:
@@ -80,4 +84,5 @@ def _receive(number: int, frame: FrameType | None) -> None:
     _Received.number = number
     if not _Received.deferred:
         raise Interrupted(number)
-    os.write(2, _NOTICE)  # not print, which the signal may have interrupted
+    with contextlib.suppress(OSError):  # standard error may be gone
+        os.write(2, _NOTICE)  # not print, which the signal may have interrupted

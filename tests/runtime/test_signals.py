@@ -87,3 +87,20 @@ except signals.Interrupted as error:
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("stopped by SIGTERM 143\n", "")
+
+
+def test_a_signal_whose_notice_nobody_reads_waits_as_well():
+    script = """
+import os, signal
+from mnist_flax.runtime import signals
+signals.install()
+with signals.deferred():
+    os.kill(os.getpid(), signal.SIGHUP)  # the terminal is gone
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("received", signals.received())
+"""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=full, text=True
+        )
+    assert (done.stdout, done.returncode) == (f"received {signal.SIGTERM.value}\n", 0)

@@ -1,0 +1,65 @@
+"""Standard output and standard error that go away: a pipe's reader, a terminal, a full disk."""
+
+import io
+import os
+import select
+import sys
+from typing import Any
+
+
+def protect() -> None:
+    """Makes whatever happens to the standard streams no error of the code that prints.
+
+    What the reader of a pipe no longer takes is dropped, and so is what standard error cannot
+    take. Standard output that fails otherwise, as on a full disk, continues on standard error.
+    Characters that a stream's encoding lacks are written as escapes. Streams that are closed are
+    opened: the next file to be opened would get the number of one, and what is printed.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdout, sys.stderr = _tolerant(sys.stdout, 1), _tolerant(sys.stderr, 2)
+
+
+class _Stream(io.FileIO):
+    """A standard stream whose writes do not fail."""
+
+    def write(self, data: Any) -> int:
+        """Writes some of `data`, wherever that is possible, and returns how many bytes."""
+        while True:
+            try:
+                if (written := super().write(data)) is not None:
+                    return written
+                select.select([], [self], [])  # full, and another process made it non-blocking
+            except OSError as error:
+                _replace(self.fileno(), error)
+
+
+def _replace(number: int, error: OSError) -> None:
+    """Puts a file that can be written in the place of a stream that failed."""
+    if number == 1 and not isinstance(error, BrokenPipeError):
+        # Not `os.write`: this one replaces standard error if that fails too.
+        print(f"standard output: {error.strerror}; it continues here", file=sys.stderr)
+        os.dup2(2, number)
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, number)
+    os.close(null)
+
+
+def _tolerant(stream: Any, number: int) -> Any:
+    """Returns a text stream like `stream`, which is None if the file `number` was closed."""
+    if stream is None:
+        return io.TextIOWrapper(io.BufferedWriter(_Stream(number, "w", closefd=False)))
+    raw = getattr(stream, "buffer", None)
+    raw = getattr(raw, "raw", raw)  # there is no buffer with `python -u`
+    if type(raw) is not io.FileIO or raw.fileno() != number:
+        return stream  # of a notebook, of a test, or of a console of Windows
+    mine = _Stream(number, "w", closefd=False)
+    return io.TextIOWrapper(
+        mine if stream.write_through else io.BufferedWriter(mine),
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
