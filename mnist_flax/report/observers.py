@@ -11,7 +11,7 @@ from mnist_flax.data import Dataset
 from mnist_flax.evaluate import Evaluation
 from mnist_flax.report.progress import Progress
 from mnist_flax.report.tracking import Tracker
-from mnist_flax.runtime.background import Background, lower_priority
+from mnist_flax.runtime.background import IMPORTING, Background, lower_priority
 from mnist_flax.runtime.files import write_whole
 
 _NUM_SHOWN = 20  # test digits in predictions.png
@@ -82,7 +82,8 @@ class Pictures(Observer):
     def _draw(self, name: str, create: Callable[..., Any], *args: Any) -> None:
         def draw() -> bytes:
             # Imported in the background: the first step need not wait for matplotlib.
-            from mnist_flax.report import figures
+            with IMPORTING:
+                from mnist_flax.report import figures
 
             png = figures.to_png(create(figures, *args))
             write_whole(self.folder / f"{name}.png", png)

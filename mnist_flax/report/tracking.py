@@ -3,15 +3,18 @@
 import contextlib
 import io
 import os
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
+import psutil
 from ml_collections import ConfigDict
 
 from mnist_flax.data import Dataset
-from mnist_flax.runtime.background import Background, lower_priority
+from mnist_flax.runtime.background import IMPORTING, Background, lower_priority
 
 _INIT_SECONDS = 30  # for the server to answer; then the run is kept offline
 _FINISH_SECONDS = 120  # for the rest of the upload, at the end
@@ -48,6 +51,7 @@ class Tracker:
     ):
         self.offline_folder = ""
         self._run: Any = None
+        self._folder = ""  # of the run
         self._say = say
         self._background = None
         if config.wandb.mode == "disabled":
@@ -158,7 +162,7 @@ class Tracker:
         self._submit(finish)
         answered = self._background.close(_FINISH_SECONDS if timeout is None else timeout)
         if not answered:
-            left = f"; upload what is left: wandb sync {self._folder}" if self._run else ""
+            left = f"; upload what is left: wandb sync {self._folder}" if self._folder else ""
             self._say(f"W&B does not answer{left}")
             give_up()  # otherwise Python would wait for it for ever when it exits
         elif self._background.failed and not _services():
@@ -169,34 +173,66 @@ class Tracker:
         if self._background is not None:
             self._background.submit(job)
 
-    @property
-    def _folder(self) -> str:
-        return os.path.relpath(self._run.settings.sync_dir)
-
     def _start(self, mode: str, settings: dict[str, Any]) -> None:
-        import wandb
+        with IMPORTING:
+            import wandb
 
-        quiet = wandb.Settings(silent=True, console="off", init_timeout=_INIT_SECONDS)
-        wandb.setup(quiet)
-        if mode == "auto":
-            mode = os.environ.get("WANDB_MODE") or (
-                "online" if wandb.login(prompt=False, verify=False) else "offline"
-            )
-        elif mode == "online" and not wandb.login(prompt=False, verify=False):
-            self._say("W&B: not logged in (wandb login), so the run is kept offline")
-            mode = "offline"
+        variables = [name for name in os.environ if name.startswith("WANDB_")]
         try:
-            self._run = wandb.init(**settings, mode=mode, settings=quiet)
-        except wandb.Error as error:
-            if mode != "online":
-                raise
-            reason = str(error).splitlines()[0]
-            self._say(f"W&B: no connection ({reason}), so the run is kept offline")
+            self._run = _init(wandb, mode, settings, self._say)
+        except Exception as error:  # W&B has errors of many kinds for settings that it refuses
+            is_setting = not isinstance(error, wandb.errors.CommError)
+            is_setting |= isinstance(error, wandb.errors.AuthenticationError)
+            if mode == "offline" and not (is_setting and variables):
+                raise  # it would fail again
+            what = "it cannot start as it is set up" if is_setting else "no connection"
+            reason = _one_line(str(error)) or type(error).__name__
+            self._say(f"W&B: {what} ({reason}), so the run is kept offline")
             give_up()  # otherwise the run's name is still taken
-            wandb.setup(quiet)
-            self._run = wandb.init(**settings, mode="offline", settings=quiet)
+            for name in variables if is_setting else ():
+                os.environ.pop(name, None)
+            self._run = _init(wandb, "offline", settings, self._say)
+        self._folder = os.path.relpath(self._run.settings.sync_dir)
         if self._run.url:
             self._say(f"W&B: {self._run.url}")
+
+
+class _Warnings:
+    """Prints what W&B warns about while it starts, a line each, after what it was doing."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self._say = say
+        self._doing = ""
+
+    def info(self, message: str) -> None:
+        """Notes what W&B says that it is doing."""
+        self._doing = f"{_one_line(message)}: "
+
+    def warning(self, message: str) -> None:
+        """Prints a line."""
+        self._say(f"W&B: {self._doing}{_one_line(message)}")
+
+    error = warning
+
+
+def _init(wandb: Any, mode: str, settings: dict[str, Any], say: Callable[[str], None]) -> Any:
+    """Starts a W&B run, offline if `mode` is 'online' or 'auto' and nobody is logged in."""
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE", "") or "auto"
+    known = {} if mode == "auto" else {"mode": mode}
+    quiet = wandb.Settings(silent=True, console="off", init_timeout=_INIT_SECONDS, **known)
+    wandb.termsetup(quiet, _Warnings(say))
+    wandb.setup(quiet)
+    wandb.termsetup(quiet, _Warnings(say))  # `setup` puts W&B's own logger back
+    if token := os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        open(token).close()  # W&B's service would crash
+    if mode in ("auto", "online"):
+        is_logged_in = wandb.login(prompt=False, verify=False)
+        if not is_logged_in and mode == "online":
+            say("W&B: not logged in (wandb login), so the run is kept offline")
+        mode = "online" if is_logged_in else "offline"
+    wandb.termsetup(quiet, None)  # what it has to say of the run itself is no news
+    return wandb.init(**settings, mode=mode, settings=quiet)
 
 
 def run_name(config: ConfigDict, dataset: Dataset) -> str:
@@ -209,24 +245,38 @@ def run_name(config: ConfigDict, dataset: Dataset) -> str:
 
 def give_up() -> None:
     """Ends W&B's service process at once, and what W&B would do about that at the exit."""
-    import wandb
-
     for service in _services():
-        service.kill()
-    # W&B finds its service gone, and asks Python to exit with the service's status.
+        with contextlib.suppress(psutil.Error):
+            service.kill()
+    # W&B finds its service gone, and asks Python to exit with the service's status. There is no
+    # such module if importing it failed.
     with contextlib.suppress(Exception, SystemExit):
-        wandb.teardown()
+        sys.modules["wandb"].teardown()
 
 
-def _services() -> list[Any]:
+def _services() -> list[psutil.Process]:
     """Returns W&B's service processes that are alive."""
-    import psutil
+    try:
+        children = psutil.Process().children(recursive=True)
+    except (psutil.Error, OSError):  # where processes do not see each other
+        return []
+    return [child for child in children if _is_service(child)]
 
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "wandb" in process.name() and process.status() != psutil.STATUS_ZOMBIE
-    ]
+
+def _is_service(process: psutil.Process) -> bool:
+    try:
+        return "wandb" in process.name() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:  # it has ended
+        return False
+
+
+def _one_line(text: str) -> str:
+    """Returns a message of W&B in one line, without what only its developers need."""
+    noise = r"^wandb: (WARNING |ERROR )?| \[type=.*\]$"
+    lines = [re.sub(noise, "", line).strip(" .:") for line in text.splitlines()]
+    dull = r"\d+ validation errors? for Settings$|For further information|$"
+    lines = [line for line in lines if not re.match(dull, line)]
+    return ": ".join(lines[-1:] if "Traceback" in text else lines)
 
 
 def _has_failed(value: float | Future[bytes]) -> bool:

@@ -78,15 +78,35 @@ def _blocks(high: int) -> Field:
 
 _BOOLEAN = Field(lambda v: isinstance(v, bool), "True or False")
 _TEXT = Field(lambda v: isinstance(v, str), "text")
-_NAME = Field(lambda v: isinstance(v, str) and v != "", "text, not empty")
 _FOLDER = Field(
     lambda v: isinstance(v, str) and (v == "" or os.path.isdir(os.path.expanduser(v))),
     "empty or an existing folder",
 )
-_TEXTS = Field(
-    lambda v: isinstance(v, Sequence) and all(isinstance(item, str) for item in v),
-    "a tuple of texts",
-)
+
+
+def _name(low: int, reserved: str = "") -> Field:
+    """Allows the names that W&B takes."""
+
+    def accepts(value: Any) -> bool:
+        is_text = isinstance(value, str) and low <= len(value) <= 128 and value.isprintable()
+        return is_text and value == value.strip() and not set(value) & set(reserved)
+
+    without = f" without {' '.join(reserved)}" if reserved else ""
+    return Field(accepts, f"printable text of {low} to 128 characters{without}")
+
+
+def _tags(high: int) -> Field:
+    def accepts(value: Any) -> bool:
+        texts = value if isinstance(value, Sequence) and not isinstance(value, str) else (None,)
+        return all(
+            isinstance(text, str) and text.isprintable() and max(map(len, text.split(","))) <= high
+            for text in texts
+        )
+
+    return Field(accepts, f"a tuple of printable texts of up to {high} characters")
+
+
+_RESERVED = "/\\#?%:"  # in W&B's addresses
 
 FIELDS: dict[str, Field] = {
     "seed": _integer(0, 2**32 - 1),
@@ -125,10 +145,10 @@ FIELDS: dict[str, Field] = {
     "evaluation.strength": _number("[0, 1]"),
     "checkpoint.keep": _integer(1, 1_000_000),
     "wandb.mode": _choice("auto", "online", "offline", "disabled"),
-    "wandb.project": _NAME,
-    "wandb.entity": _TEXT,
-    "wandb.group": _TEXT,
-    "wandb.tags": _TEXTS,
+    "wandb.project": _name(1, _RESERVED),
+    "wandb.entity": _name(0, _RESERVED),
+    "wandb.group": _name(0),
+    "wandb.tags": _tags(64),
     "study.num_seeds": _integer(1, 100_000),
     "study.num_together": _integer(0, 100_000),
     "study.num_final_epochs": _integer(1, 1_000_000),

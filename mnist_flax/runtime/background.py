@@ -20,6 +20,10 @@ def lower_priority() -> None:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
+# Held to import a package that parses Python, on any thread but the main one: before Python 3.11.8
+# and 3.12.2, two threads that do raise `SystemError` now and then (CPython's issue 106905).
+IMPORTING = threading.Lock()
+
 _abandoned: list[threading.Thread] = []
 
 

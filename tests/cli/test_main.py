@@ -180,6 +180,8 @@ def test_mnist_from_a_folder(run_main, mnist_dir, tmp_path):
         (["--config.optimizer.learning_rate=-1"], "config.optimizer.learning_rate=-1.0"),
         (["--config.augment.scale=(1.2,0.8)"], "config.augment.scale=(1.2, 0.8)"),
         (["--config.batch_size=70000"], "config.batch_size=70000"),
+        (["--config.wandb.project=me/digits"], "config.wandb.project='me/digits' is not allowed"),
+        ([f"--config.wandb.tags={'a' * 65}"], "a tuple of printable texts of up to 64 characters"),
         (["--config.seed"], "--config.seed"),
         (["--config=configs/nothing.py"], "--config=configs/nothing.py: no such file"),
         (["--config=README.md"], "README.md"),

@@ -1,4 +1,5 @@
 import io
+import json
 import pathlib
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mnist_flax.report.tracking import Tracker
-from tests.runs import ROOT, environment
+from tests.runs import ROOT, TINY, environment, summary
 from tests.wandb_log import OfflineRun
 
 
@@ -168,3 +169,112 @@ def test_a_failure_is_said_once_and_stops_the_tracking(start, monkeypatch):
     tracker.log(2, {"value": object()})
     tracker.finish({})
     assert sum("W&B stopped" in line for line in start.said) == 1
+
+
+# What W&B cannot work with: environment variables, or files in the home folder by name.
+BAD = {
+    "WANDB_API_KEY": ("changeme", "API key must have 40"),
+    "WANDB_BASE_URL": ("garbage", "base_url: Input should be a valid URL"),
+    "WANDB_FORK_FROM": ("x?_step=3", "mutually exclusive"),
+    "WANDB_IDENTITY_TOKEN_FILE": ("/nowhere", "No such file or directory: '/nowhere'"),
+    "WANDB_INIT_TIMEOUT": ("soon", "init_timeout: Input should be a valid number"),
+    "WANDB_MODE": ("nonsense", "mode: Input should be 'online'"),
+    "WANDB_PROJECT": ("a/b", "Invalid project name 'a/b'"),
+    "WANDB_RUN_ID": ("a/b", "Run ID cannot contain"),
+    "WANDB_SERVICE": ("garbage", "WANDB_SERVICE='garbage'"),
+    "WANDB_SILENT": ("perhaps", "silent: Input should be a valid boolean"),
+    "WANDB_TAGS": ("a" * 65, "is 65 characters"),
+    ".netrc": ("garbage {", "Failed to read netrc file"),
+    ".config/wandb/settings": ("[default]\nproject = a/b\n", "Invalid project name 'a/b'"),
+}
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory):
+    """The folders of trackers that met them, by name, with what each said in `out`."""
+    folder = tmp_path_factory.mktemp("refused")
+    script = """
+import json, os, pathlib, sys
+import wandb
+from configs import default
+from mnist_flax.report.tracking import Tracker
+
+folder = pathlib.Path(sys.argv[1])
+
+def track(name, value):
+    home = folder / name / "home"
+    home.mkdir(parents=True)
+    os.environ |= {"HOME": str(home), "NETRC": str(home / ".netrc")}
+    if name.startswith("."):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(value)
+    else:
+        os.environ[name] = value
+    with open(folder / name / "out", "w") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+    say = lambda text: print(text, flush=True)
+    tracker = Tracker(default.get_config(), str(folder / name), "anid", "n", {}, [], say)
+    tracker.log_steps(1, [0.5], [0.5])
+    assert tracker.finish({"final_test_accuracy": 0.875})
+
+for name, value in json.loads(sys.argv[2]).items():
+    child = os.fork()
+    if not child:
+        track(name, value)
+        sys.exit()
+    assert os.waitpid(child, 0)[1] == 0, name
+"""
+    values = json.dumps({name: value for name, (value, _) in BAD.items()})
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder), values],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize(("name", "reason"), [(name, reason) for name, (_, reason) in BAD.items()])
+def test_what_w_and_b_refuses_keeps_the_run_offline_and_is_said(refused, name, reason):
+    (line,) = (refused / name / "out").read_text().splitlines()
+    assert line.startswith("W&B: ") and reason in line
+    assert OfflineRun(refused / name).summary["final_test_accuracy"] == 0.875
+
+
+def test_a_key_that_is_none_keeps_the_run_offline(run_main, tmp_path):
+    """With the real command: it says why, first and once."""
+    done = run_main(
+        *TINY,
+        "--config.wandb.mode=auto",
+        "--config.num_epochs=1",
+        f"--workdir={tmp_path}/run",
+        WANDB_API_KEY="changeme",
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    first, last = (line for line in done.stdout.splitlines() if line.startswith("W&B"))
+    assert first == (
+        "W&B: it cannot start as it is set up (WANDB_API_KEY invalid: API key must have 40+ "
+        "characters, has 8), so the run is kept offline"
+    )
+    assert last.startswith("W&B run kept offline; upload it: wandb sync ")
+    assert OfflineRun(tmp_path).summary["step"] == 63
+
+
+@pytest.mark.parametrize("error", ["SystemError", "ImportError", "RuntimeError"])
+def test_a_package_that_cannot_be_imported(run_main, tmp_path, error):
+    (tmp_path / "wandb.py").write_text(f"raise {error}('of the stub')")
+    done = run_main(
+        *TINY,
+        "--config.wandb.mode=offline",
+        "--config.num_epochs=1",
+        f"--workdir={tmp_path}/run",
+        PYTHONPATH=str(tmp_path),
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("W&B"))
+    assert line == f"W&B stopped: {error}: of the stub"
+    assert summary(tmp_path / "run")["step"] == 63

@@ -1,6 +1,9 @@
 import itertools
 
 import pytest
+import wandb
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from configs import claims, default, ensemble, quick, record, speedrun, study
 from mnist_flax.cli import arguments
@@ -44,10 +47,10 @@ BAD = {
     "evaluation.strength": [-0.1, 1.1],
     "checkpoint.keep": [0, 2.5],
     "wandb.mode": ["on"],
-    "wandb.project": [""],
-    "wandb.entity": [3],
-    "wandb.group": [None],
-    "wandb.tags": [(1, 2)],
+    "wandb.project": ["", "a/b", "100%", "a" * 129, "a\nb", " ", "\udcff"],
+    "wandb.entity": [3, "team/project", "a" * 129],
+    "wandb.group": [None, "a" * 129, "a\x00"],
+    "wandb.tags": [(1, 2), ("a" * 65,), ("x," + "a" * 65,), ("a\nb",), "ab"],
     "study.num_seeds": [0, 2.5],
     "study.num_together": [-1],
     "study.num_final_epochs": [0],
@@ -86,6 +89,20 @@ def test_bad_values_are_refused_by_name(name, value):
     assert f"config.{name}={value!r}" in message
     assert "allowed: " in message
     assert "\n" not in message
+
+
+WANDB_TEXTS = st.text("aZ1é ,/\\#?%:\n\udcff", max_size=9) | st.integers(0, 140).map("a".__mul__)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(WANDB_TEXTS, st.booleans())
+def test_what_is_allowed_is_what_wandb_takes(text, is_tag):
+    """By its own checks, and by the encoding of what it sends; no network is involved."""
+    if is_tag and fields.FIELDS["wandb.tags"].accepts((text,)):
+        tags = [tag.strip() for tag in text.split(",")]
+        wandb.Settings(run_tags=list(filter(None, tags))).to_proto()
+    if not is_tag and fields.FIELDS["wandb.project"].accepts(text):
+        wandb.Settings(project=text).to_proto()
 
 
 def test_channels_without_kernels_are_refused():
