@@ -4,7 +4,9 @@ TFDS needs TensorFlow to prepare these sets, but not to know where their files a
 checksums are, nor to download and cache them. That much is taken from it; NumPy reads the files.
 """
 
+import errno
 import hashlib
+import os
 import pathlib
 import sys
 import urllib.parse
@@ -25,6 +27,7 @@ _UNPACKED_MNIST = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # what else may fail is the network
 _REACH_SECONDS = 5.0  # a host that has not answered by then counts as unreachable
 
 
@@ -41,10 +44,7 @@ def load(name: str, data_dir: str, manual_dir: str) -> Loaded:
       UnreachableError: the files would have to be downloaded, and their host cannot be reached.
       UserError: a file is missing, damaged or not what it should be.
     """
-    # Imported here because it takes a second, which the sample saves.
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder(name, data_dir=data_dir or None)
+    builder = _builder(name, manual_dir or data_dir)
     infos = {info.filename: (url, info) for url, info in builder.url_infos.items()}
     if manual_dir:
         folder = pathlib.Path(manual_dir).expanduser()
@@ -79,6 +79,25 @@ def _find(folder: pathlib.Path, file: str, name: str) -> pathlib.Path:
     raise UserError(f"{folder / file}: No such file; allowed: it, or {unpacked} in the same folder")
 
 
+def _builder(name: str, data_dir: str) -> Any:
+    """Returns what TFDS knows of a data set; it looks for more in the folder, its cache by default.
+
+    Raises:
+      UserError: the folder is no folder of this machine, or TFDS cannot read its own files in it.
+    """
+    # Imported here because it takes a second, which the sample saves.
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder(name, data_dir=data_dir or None)
+    except Exception as error:  # of the system, of JSON, or of TFDS
+        given = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+        reason = " ".join(str(error).split()).rpartition('}": ')[2].rstrip(".")
+        raise UserError(
+            f"TensorFlow Datasets cannot use {given}: {reason}; allowed: another folder"
+        ) from None
+
+
 def _download(builder: Any, urls: Mapping[str, str]) -> dict[str, pathlib.Path]:
     """Downloads files, or finds them in the cache that TFDS itself uses."""
     import tensorflow_datasets as tfds
@@ -104,12 +123,13 @@ def _download(builder: Any, urls: Mapping[str, str]) -> dict[str, pathlib.Path]:
     except NonMatchingChecksumError as error:
         message = str(error).partition("\nTo debug")[0].replace("\n*", ";")
         raise UserError(message) from None
-    except tfds.download.DownloadError as error:
-        raise UnreachableError(f"the download failed ({error})", tuple(urls)) from None
-    except OSError as error:
-        if error.filename is None:  # of the network, not of a file
-            raise UnreachableError(f"the download failed ({error})", tuple(urls)) from None
-        raise UserError(f"config.dataset.data_dir={downloads.parent}: {error.strerror}") from None
+    except UnreachableError:
+        raise
+    except Exception as error:  # of the system, of TFDS, or of what it downloads with
+        if isinstance(error, OSError) and (error.filename or error.errno in _OF_DISKS):
+            where = f"config.dataset.data_dir={downloads.parent}"
+            raise UserError(f"{where}: {error.strerror}") from None
+        raise UnreachableError(f"the download failed ({_cause(error)})", tuple(urls)) from None
     return {name: pathlib.Path(path) for name, path in paths.items()}
 
 
@@ -121,13 +141,13 @@ def _find_problem(url: str) -> str:
     def reach() -> str:
         try:
             with requests.get(url, stream=True, timeout=_REACH_SECONDS) as response:
-                status = response.status_code
-            return "" if status == 200 else f"answered HTTP {status}"
-        except (requests.RequestException, OSError) as error:
-            cause: BaseException = error
-            while cause.__context__ is not None:  # down to what the system said
-                cause = cause.__context__
-            return f"cannot be reached ({cause})"
+                if response.status_code != 200:
+                    return f"answered HTTP {response.status_code}"
+                # As a hotel's network answers until somebody logs in.
+                is_page = response.headers.get("Content-Type", "").startswith("text/html")
+                return "answered with a web page, not with a file" if is_page else ""
+        except Exception as error:  # of the system, or of the many layers of requests
+            return f"cannot be reached ({_cause(error)})"
 
     # In the background, because looking up a name has no timeout of its own.
     background = Background("reach")
@@ -135,6 +155,13 @@ def _find_problem(url: str) -> str:
     if not background.close(_REACH_SECONDS):
         return f"cannot be reached (no answer within {_REACH_SECONDS:.0f} s)"
     return answer.result()
+
+
+def _cause(error: BaseException) -> str:
+    """Returns, in one line, what an error comes from: what the system said, say."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _verify(path: pathlib.Path, name: str, size: int, checksum: str, discard: bool) -> None:

@@ -1,18 +1,29 @@
+import errno
 import gzip
 import hashlib
 import http.server
 import pathlib
 import shutil
+import socket
 import socketserver
 import threading
 import types
+import unittest.mock
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mnist_flax.errors import UserError
 from mnist_flax.sources import UnreachableError, checksum, tfds
 
+OPTIONS = {
+    "deadline": None,
+    "derandomize": True,
+    "database": None,
+    "suppress_health_check": [HealthCheck.function_scoped_fixture],
+}
 NAMES = [
     f"{prefix}-{kind}-ubyte.gz"
     for prefix in ("train", "t10k")
@@ -97,6 +108,104 @@ def test_a_host_that_never_answers(monkeypatch):
     assert reason == "cannot be reached (no answer within 0 s)" or "timed out" in reason
 
 
+@pytest.fixture
+def no_names(monkeypatch):
+    """No name can be looked up, and no variable is set but a proxy that refuses."""
+    look_up = socket.getaddrinfo
+
+    def refuse(host, *args, **options):
+        if host == "127.0.0.1":
+            return look_up(host, *args, **options)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+
+
+GONE = "Could not find a suitable TLS CA certificate bundle, invalid path: /gone"
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"REQUESTS_CA_BUNDLE": "/gone"}, GONE),
+        ({"CURL_CA_BUNDLE": "/gone"}, GONE),
+        ({"REQUESTS_CA_BUNDLE": "/dev/null"}, "Connection refused"),
+        ({"SSL_CERT_FILE": "/gone"}, "Connection refused"),
+        ({"https_proxy": "http://127.0.0.1:9"}, "Connection refused"),
+        ({"https_proxy": "http://nowhere.invalid"}, "not known"),
+        ({"https_proxy": "http://127.0.0.1:port"}, "'127.0.0.1:port' is not a valid host or port"),
+        ({"https_proxy": f"http://{'a' * 70}"}, "label too long"),
+        ({"https_proxy": "http://a..b"}, "label empty"),
+        ({"https_proxy": "http://"}, "Please check proxy URL"),
+        ({"https_proxy": "ftp://127.0.0.1"}, "Proxy URL had unsupported scheme ftp"),
+        ({"https_proxy": "socks5://127.0.0.1"}, "SOCKS"),
+        ({"no_proxy": "*"}, "not known"),
+    ],
+    ids=str,
+)
+def test_the_reason_is_the_reason(monkeypatch, no_names, variables, reason):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    problem = tfds._find_problem("https://nowhere.invalid/digits.gz")
+    assert problem.startswith("cannot be reached (") and reason in problem, problem
+    assert "\n" not in problem and "no answer" not in problem
+
+
+@settings(max_examples=100, **OPTIONS)
+@given(
+    st.text("a1é.:/@[]%#? \n\\ﬀ-", max_size=12), st.sampled_from(["", "http://", "//", "socks5://"])
+)
+def test_no_proxy_is_too_odd(no_names, text, scheme):
+    """Whatever it is, the answer is a reason in one line."""
+    with unittest.mock.patch.dict("os.environ", http_proxy=f"{scheme}{text}"):
+        problem = tfds._find_problem("http://127.0.0.1:9/digits.gz")
+    assert problem.startswith("cannot be reached (") and "\n" not in problem, problem
+    assert "no answer" not in problem
+
+
+def test_a_certificate_bundle_that_is_gone(fork_main, tmp_path):
+    """With the real command."""
+    done = fork_main(
+        "--config.dataset.source=tfds",
+        f"--config.dataset.data_dir={tmp_path}",
+        f"--workdir={tmp_path}/run",
+        REQUESTS_CA_BUNDLE="/gone",
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: storage.googleapis.com cannot be reached ({GONE}); set ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("data_dir", "reason"),
+    [
+        ("{tmp}/file", "config.dataset.data_dir={tmp}/file: Not a directory"),
+        ("/proc/nothing", "config.dataset.data_dir=/proc/nothing: No such file or directory"),
+        ("gs://bucket", "TensorFlow Datasets cannot use gs://bucket: Please install gcsfs"),
+        ("{tmp}/cache", "TensorFlow Datasets cannot use {tmp}/cache: Failed to load JSON"),
+    ],
+)
+def test_a_cache_that_cannot_be_used(tmp_path, data_dir, reason):
+    info = tmp_path / "cache" / "mnist" / "3.0.1" / "dataset_info.json"
+    info.parent.mkdir(parents=True)
+    info.write_text("no JSON")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError) as error:
+        tfds.load("mnist", data_dir.format(tmp=tmp_path), "")
+    assert str(error.value).startswith(reason.format(tmp=tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_of_files_needs_no_cache(mnist_dir, tmp_path):
+    assert len(tfds.load("mnist", "gs://bucket", str(mnist_dir)).train) == 60_000
+
+
 class TestDownload:
     """Through TFDS's own DownloadManager, from a real server on loopback."""
 
@@ -107,7 +216,11 @@ class TestDownload:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
                 self.send_response(self.server.status)
-                self.send_header("Content-Length", str(len(self.server.content)))
+                for header, value in self.server.headers.items():
+                    self.send_header(header, value)
+                self.send_header(
+                    "Content-Length", str(self.server.length or len(self.server.content))
+                )
                 self.end_headers()
                 self.wfile.write(self.server.content)
 
@@ -116,6 +229,7 @@ class TestDownload:
 
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
             server.content, server.status = self.CONTENT, 200
+            server.headers, server.length = {}, 0
             threading.Thread(target=server.serve_forever, daemon=True).start()
             yield server
             server.shutdown()
@@ -163,6 +277,38 @@ class TestDownload:
         with pytest.raises(UnreachableError, match=r"127.0.0.1 answered HTTP 403") as error:
             self.download(builder)
         assert error.value.files == ("digits.gz",)
+
+    def test_a_network_that_wants_a_login(self, builder, server):
+        """It answers whatever is asked for with its own page."""
+        server.content = b"<html>Welcome! Please log in</html>"
+        server.headers = {"Content-Type": "text/html; charset=utf-8"}
+        with pytest.raises(UnreachableError, match=r"answered with a web page, not with a file"):
+            self.download(builder)
+
+    def test_a_proxy_that_wants_a_password(self, server, monkeypatch):
+        server.status = 407
+        host = f"127.0.0.1:{server.server_address[1]}"
+        monkeypatch.setenv("no_proxy", "")
+        monkeypatch.setenv("http_proxy", f"http://{host}")
+        assert tfds._find_problem("http://nowhere.invalid/digits.gz") == "answered HTTP 407"
+
+    def test_a_redirection_without_an_end(self, builder, server):
+        server.status, server.headers = 302, {"Location": "/digits.gz"}
+        with pytest.raises(UnreachableError, match=r"cannot be reached \(Exceeded 30 redirects"):
+            self.download(builder)
+
+    def test_a_connection_that_breaks(self, builder, server):
+        server.length = len(self.CONTENT) + 1
+        with pytest.raises(UnreachableError, match=r"the download failed \(.*IncompleteRead"):
+            self.download(builder)
+
+    def test_a_full_disk_is_no_network(self, builder, monkeypatch):
+        def write(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("tensorflow_datasets.download.DownloadManager.download", write)
+        with pytest.raises(UserError, match=r"config.dataset.data_dir=.*: No space left on device"):
+            self.download(builder)
 
     def test_unwritable_folder(self, builder, tmp_path):
         (tmp_path / "downloads").write_text("in the way")
