@@ -38,6 +38,8 @@ def start(main: Callable[[ConfigDict], None], default_recipe: str = "default.py"
         del argv
         logging.set_verbosity(logging.WARNING)  # JAX would name every backend it does not find
         main(_CONFIG.value)
+        if background.is_abandoned():
+            _exit(0)
 
     output.protect()
     try:

@@ -4,6 +4,7 @@ TFDS needs TensorFlow to prepare these sets, but not to know where their files a
 checksums are, nor to download and cache them. That much is taken from it; NumPy reads the files.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -29,6 +30,7 @@ _UNPACKED_MNIST = {
 }
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # what else may fail is the network
 _REACH_SECONDS = 5.0  # a host that has not answered by then counts as unreachable
+_STALL_SECONDS = 30.0  # likewise a download of which nothing has come; TFDS would wait for ever
 
 
 def load(name: str, data_dir: str, manual_dir: str) -> Loaded:
@@ -119,7 +121,12 @@ def _download(builder: Any, urls: Mapping[str, str]) -> dict[str, pathlib.Path]:
         manager = Manager(
             download_dir=downloads, url_infos=builder.url_infos, dataset_name=builder.name
         )
-        paths = manager.download(dict(urls))
+        background = Background("download")
+        paths = background.submit(manager.download, dict(urls))
+        if not _finishes(background, downloads):
+            reason = f"nothing came for {_STALL_SECONDS:.0f} s"
+            raise UnreachableError(f"the download failed ({reason})", tuple(urls))
+        return {name: pathlib.Path(path) for name, path in paths.result().items()}
     except NonMatchingChecksumError as error:
         message = str(error).partition("\nTo debug")[0].replace("\n*", ";")
         raise UserError(message) from None
@@ -130,7 +137,28 @@ def _download(builder: Any, urls: Mapping[str, str]) -> dict[str, pathlib.Path]:
             where = f"config.dataset.data_dir={downloads.parent}"
             raise UserError(f"{where}: {error.strerror}") from None
         raise UnreachableError(f"the download failed ({_cause(error)})", tuple(urls)) from None
-    return {name: pathlib.Path(path) for name, path in paths.items()}
+
+
+def _finishes(background: Background, folder: pathlib.Path) -> bool:
+    """Waits for a download into a folder; returns False once nothing has come for a while."""
+    try:
+        before = _size(folder)
+        while not background.close(_STALL_SECONDS):
+            before, last = _size(folder), before
+            if before == last:
+                return False
+        return True
+    finally:
+        background.close(timeout=0)  # a signal may have ended the waiting: give it up then
+
+
+def _size(folder: pathlib.Path) -> int:
+    """Returns how many bytes of unfinished files a folder of TFDS holds."""
+    total = 0
+    for path in folder.glob("*.tmp.*/*"):
+        with contextlib.suppress(OSError):  # it may be finished by now
+            total += path.stat().st_size
+    return total
 
 
 def _find_problem(url: str) -> str:

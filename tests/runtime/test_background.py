@@ -156,19 +156,24 @@ def test_a_job_that_was_given_up_is_known_until_it_ends():
     assert not is_abandoned()
 
 
-def test_a_command_leaves_a_job_that_it_gave_up():
-    """Whose thread would otherwise be ended by Python wherever it is."""
-    script = """
+@pytest.mark.parametrize(
+    ("end", "status", "said"),
+    [("raise UserError('enough')", 2, "error: enough\n"), ("print('Done')", 0, "Done\n")],
+)
+def test_a_command_leaves_a_job_that_it_gave_up(end, status, said):
+    """Which Python would end wherever it is, and whose own threads Python would wait for."""
+    script = f"""
 import time
+from concurrent.futures import ThreadPoolExecutor
 from mnist_flax.cli import command
 from mnist_flax.errors import UserError
 from mnist_flax.runtime.background import Background
 
 def main(config):
     background = Background("slow")
-    background.submit(time.sleep, 600)
+    background.submit(ThreadPoolExecutor().submit(time.sleep, 600).result)
     background.close(0.1)
-    raise UserError("that is enough")
+    {end}
 
 command.start(main)
 """
@@ -176,8 +181,9 @@ command.start(main)
         [sys.executable, "-c", script, "--config=configs/default.py"],
         cwd=ROOT,
         env=environment(),
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         timeout=120,
     )
-    assert (done.returncode, done.stderr) == (2, "error: that is enough\n")
+    assert (done.returncode, done.stdout) == (status, said)

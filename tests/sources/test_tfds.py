@@ -223,13 +223,15 @@ class TestDownload:
                 )
                 self.end_headers()
                 self.wfile.write(self.server.content)
+                self.server.may_go_on.wait()
 
             def log_message(self, *_):
                 pass
 
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
             server.content, server.status = self.CONTENT, 200
-            server.headers, server.length = {}, 0
+            server.headers, server.length, server.may_go_on = {}, 0, threading.Event()
+            server.may_go_on.set()
             threading.Thread(target=server.serve_forever, daemon=True).start()
             yield server
             server.shutdown()
@@ -301,6 +303,15 @@ class TestDownload:
         server.length = len(self.CONTENT) + 1
         with pytest.raises(UnreachableError, match=r"the download failed \(.*IncompleteRead"):
             self.download(builder)
+
+    def test_a_download_that_stalls(self, builder, server, monkeypatch):
+        """Halfway, of a host that has answered before."""
+        monkeypatch.setattr(tfds, "_STALL_SECONDS", 0.5)
+        server.length = len(self.CONTENT) + 1
+        server.may_go_on.clear()
+        with pytest.raises(UnreachableError, match=r"the download failed \(nothing came for"):
+            self.download(builder)
+        server.may_go_on.set()
 
     def test_a_full_disk_is_no_network(self, builder, monkeypatch):
         def write(*_):
