@@ -59,7 +59,7 @@ def augmentation_sheet(original: np.ndarray, augmented: np.ndarray, title: str) 
 
 def digits_with_bars(
     images: np.ndarray,
-    labels: np.ndarray,
+    labels: np.ndarray | None,
     probabilities: np.ndarray,
     class_names: Sequence[str],
     title: str,
@@ -69,12 +69,13 @@ def digits_with_bars(
     Args:
       images: `[n, height, width, 1]`, 0..255. Of more than `MAX_DIGITS`, the first are drawn, and
         the title says so. Without any, the figure says "none".
-      labels: int `[n]`.
+      labels: int `[n]`; None if the true classes are not known.
       probabilities: `[n, classes]`, 0..1.
       class_names: the classes' names.
       title: what is shown, and of which data.
     """
-    total = len(images)
+    total, green = len(images), "predicted class" if labels is None else "true class"
+    labels = probabilities.argmax(1) if labels is None else labels
     if total == 0:
         return _empty(title)
     if total > MAX_DIGITS:
@@ -82,7 +83,7 @@ def digits_with_bars(
         title += f" (the first {MAX_DIGITS:,} of {total:,})"
     columns = 10 if len(images) <= 100 else 20
     rows = -(-len(images) // columns)
-    figure, ax = _grid(rows, columns, title, class_names)
+    figure, ax = _grid(rows, columns, title, class_names, green)
     for cell, image in enumerate(images):
         left, top = cell % columns, (cell // columns) * _CELL_HEIGHT
         ax.imshow(
@@ -218,7 +219,9 @@ def _empty(title: str) -> Figure:
     return figure
 
 
-def _grid(rows: int, columns: int, title: str, class_names: Sequence[str]) -> tuple[Figure, Axes]:
+def _grid(
+    rows: int, columns: int, title: str, class_names: Sequence[str], green: str
+) -> tuple[Figure, Axes]:
     """Returns a figure of cells 1.1 inches wide below a title and a legend."""
     key = "   ".join(f"{label} {name}" for label, name in enumerate(class_names))
     has_key = [str(label) for label in range(len(class_names))] != list(class_names)
@@ -232,8 +235,8 @@ def _grid(rows: int, columns: int, title: str, class_names: Sequence[str]) -> tu
     )
     figure.legend(
         handles=[
-            Patch(color=_RIGHT, label="true class"),
-            Patch(color=_WRONG, label="wrongly predicted"),
+            Patch(color=_RIGHT, label=green),
+            *([Patch(color=_WRONG, label="wrongly predicted")] if green == "true class" else []),
             Patch(color=_OTHER, label="other classes"),
             Line2D([], [], linestyle="", label="bars: softmax probability, 0 to 1"),
         ],

@@ -1,0 +1,85 @@
+"""How a command starts, and how it ends: signals, lost output, and one-line errors."""
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+from mnist_flax.errors import LostProcess, UserError
+from mnist_flax.runtime import background, interpreter, output, signals
+
+
+def run(
+    main: Callable[[list[str]], None],
+    parse: Callable[[Sequence[str]], list[str]] | None = None,
+) -> None:
+    """Calls `main` with the arguments that are no flags, and exits.
+
+    A `UserError` is one line and status 2. SIGTERM and Ctrl-C end with a line that says how to
+    resume, and status 143 and 130. If another process of the run has died, it is one line and
+    status 1.
+
+    Args:
+      main: of the command.
+      parse: parses the command line, and returns the program's name and what `main` gets; by
+        default it parses the flags.
+    """
+
+    def call(argv: list[str]) -> None:
+        logging.set_verbosity(logging.WARNING)  # JAX would name every backend it does not find
+        main(argv[1:])
+        if background.is_abandoned():
+            _exit(0)
+
+    output.protect()
+    try:
+        with signals.handled():
+            app.run(call, flags_parser=parse or _parse)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        _exit(2)
+    except signals.Interrupted as error:
+        resume = f"; to resume: {again(error.workdir)}" if error.workdir else ""
+        print(f"{error}{resume}", file=sys.stderr)
+        _exit(error.status)
+    except LostProcess as error:
+        print(f"error: {error}; to resume, start them all again: {again('')}", file=sys.stderr)
+        _exit(1, at_once=True)  # otherwise JAX would wait for the process that is gone
+    finally:
+        if interpreter.goes_on():
+            for flag in list(flags.FLAGS.flags_by_module_dict().get(sys.argv[0], [])):
+                delattr(flags.FLAGS, flag.name)  # a second run of the file defines it again
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from None
+
+
+def _exit(status: int, at_once: bool = False) -> None:
+    """Exits, without Python's own clean-up if that could not end well."""
+    if not at_once and background.is_abandoned():
+        from mnist_flax.runtime import hosts
+
+        hosts.leave()
+    if (at_once or background.is_abandoned()) and not interpreter.goes_on():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def again(workdir: str) -> str:
+    """Returns the command line of this process, with the workdir that it chose by itself."""
+    module = sys.modules["__main__"].__spec__
+    arguments = list(sys.argv)
+    if module:
+        arguments = ["-m", module.name.removesuffix(".__main__"), *sys.argv[1:]]
+    if workdir and not any(re.match(r"--?workdir(=|$)", argument) for argument in arguments):
+        arguments.append(f"--workdir={workdir}")
+    return shlex.join(["python", *arguments])

@@ -1,0 +1,149 @@
+"""Classifies pictures by a trained run: python -m mnist_flax.predict --workdir=RUN [PICTURE ...].
+
+Without pictures, it classifies the test set of the run.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from mnist_flax.cli import process
+from mnist_flax.errors import UserError
+
+if TYPE_CHECKING:  # importing them takes a second, which invalid flags need not wait for
+    import numpy as np
+
+    from mnist_flax.predict import Classifier
+
+_WORKDIR = flags.DEFINE_string("workdir", "", "The folder of the run.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    "",
+    "latest, best, or the number of an epoch. By default the best if a validation split chose it, "
+    "otherwise the latest.",
+)
+_RAW = flags.DEFINE_boolean(
+    "raw", False, "Take pictures of 28x28 pixels, bright on black, as they are."
+)
+_JSON = flags.DEFINE_boolean("json", False, "Print a line of JSON per picture, not a table.")
+_FIGURE = flags.DEFINE_string("figure", "", "A PNG file to draw digits and probabilities in.")
+_MANUAL_DIR = flags.DEFINE_string(
+    "manual_dir", "", "The folder with the files of the data set, to test on; empty: download them."
+)
+
+
+def main(paths: Sequence[str]) -> None:
+    """Classifies the pictures that the command line names."""
+    from mnist_flax import predict
+
+    if not _WORKDIR.value:
+        raise UserError("--workdir is missing; allowed: the folder of a run")
+    classifier = predict.load(_WORKDIR.value, _CHECKPOINT.value)
+    # Lines of JSON are for programs.
+    print(_describe(classifier), file=sys.stderr if _JSON.value else sys.stdout)
+    if paths:
+        _classify(classifier, paths)
+    else:
+        _test(classifier)
+
+
+def _describe(classifier: "Classifier") -> str:
+    text = f"{_WORKDIR.value}, epoch {classifier.epoch}, trained on {classifier.about.title}"
+    if not (classifier.is_best and classifier.is_chosen_on_test and _CHECKPOINT.value == "best"):
+        return text
+    return f"{text}; it is the best on the test set, whose accuracy therefore flatters it"
+
+
+def _classify(classifier: "Classifier", paths: Sequence[str]) -> None:
+    """Prints a line for each picture; one that cannot be read is reported in its place.
+
+    Raises:
+      UserError: some could not be read.
+    """
+    import numpy as np
+
+    from mnist_flax.sources import pictures
+
+    read: dict[str, np.ndarray] = {}
+    for path in dict.fromkeys(paths):
+        try:
+            read[path] = pictures.read(path, _RAW.value)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+    if read:
+        images = np.stack(list(read.values()))
+        probabilities = classifier(images)
+        _print(list(read), probabilities, classifier.class_names)
+        _draw(classifier, images, None, probabilities, f"predictions of {_WORKDIR.value}")
+    if failed := len(set(paths)) - len(read):
+        raise UserError(f"{failed:,} of {len(set(paths)):,} pictures cannot be classified")
+
+
+def _print(names: Sequence[str], probabilities: "np.ndarray", classes: Sequence[str]) -> None:
+    if _JSON.value:
+        for name, row in zip(names, probabilities.tolist(), strict=True):
+            best = max(range(len(row)), key=row.__getitem__)
+            by_class = dict(zip(classes, row, strict=True))
+            print(json.dumps({"picture": name, "class": classes[best], "probabilities": by_class}))
+        return
+    width = max(map(len, ("picture", *names)))
+    best_width = max(map(len, ("class", *classes)))
+    columns = [max(len(name), 7) for name in classes]
+    headings = " ".join(f"{name:>{n}}" for name, n in zip(classes, columns, strict=True))
+    print(f"{'picture':{width}}  {'class':{best_width}}  {headings}")
+    for name, row in zip(names, probabilities, strict=True):
+        shares = " ".join(f"{share:>{n}.2%}" for share, n in zip(row, columns, strict=True))
+        print(f"{name:{width}}  {classes[row.argmax()]:{best_width}}  {shares}")
+
+
+def _test(classifier: "Classifier") -> None:
+    """Classifies the test set, and prints the accuracy.
+
+    Raises:
+      UserError: the data are not those of the run.
+    """
+    from mnist_flax import data
+
+    about, config = classifier.about, classifier.config.dataset
+    config.manual_dir = _MANUAL_DIR.value
+    config.data_dir = ""
+    config.validation_size = 0
+    config.source = "sample" if about.source == "sample" else "tfds"
+    dataset = data.load(config, seed=0)
+    images, labels = dataset.test
+    probabilities = classifier(images)
+    errors = int((probabilities.argmax(1) != labels).sum())
+    accuracy = 1 - errors / len(labels)
+    text = f"{accuracy:.2%} test accuracy, {errors:,} errors of {len(labels):,}, on {about.title}"
+    print(
+        json.dumps({"test_accuracy": accuracy, "num_test_errors": errors}) if _JSON.value else text
+    )
+    _draw(classifier, images, labels, probabilities, f"the test set, by {_WORKDIR.value}")
+
+
+def _draw(
+    classifier: "Classifier",
+    images: "np.ndarray",
+    labels: "np.ndarray | None",
+    probabilities: "np.ndarray",
+    title: str,
+) -> None:
+    if not _FIGURE.value:
+        return
+    from mnist_flax.report import figures
+    from mnist_flax.runtime.files import write_whole
+
+    title = f"{title}, epoch {classifier.epoch}, trained on {classifier.about.title}"
+    figure = figures.digits_with_bars(images, labels, probabilities, classifier.class_names, title)
+    try:
+        write_whole(pathlib.Path(_FIGURE.value).expanduser(), figures.to_png(figure))
+    except OSError as error:
+        raise UserError(f"--figure={_FIGURE.value}: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    process.run(main)

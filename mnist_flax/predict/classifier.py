@@ -1,0 +1,185 @@
+"""Loads the network of a run from its folder."""
+
+import functools
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+from ml_collections import ConfigDict
+
+from mnist_flax import data, optimizer, step
+from mnist_flax.errors import UserError
+from mnist_flax.run import configs
+from mnist_flax.run.checkpoint import read, read_history
+from mnist_flax.run.history import History
+from mnist_flax.run.workdir import DATASET
+from mnist_flax.runtime import compilation, devices
+from mnist_flax.step import TrainState
+
+
+class About(NamedTuple):
+    """What a run was trained on, as dataset.json in its folder says."""
+
+    name: str  # of the data set
+    source: str  # 'tfds' or 'sample'
+    title: str  # for people
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]  # height, width, channels
+    mean: float  # of the pixels scaled to 0..1
+    std: float
+
+
+class Classifier:
+    """A trained network. Calling it on images returns the probabilities of the classes.
+
+    Attributes:
+      config: the whole configuration of the run.
+      about: the data set that it was trained on.
+      state: what the checkpoint holds, with all numbers of the network.
+      epoch: of the checkpoint.
+      is_best: whether the run has no better epoch.
+      is_chosen_on_test: whether the best epoch was chosen by its accuracy on the test set.
+    """
+
+    def __init__(self, config: ConfigDict, about: About, state: TrainState, history: History):
+        assert history.best is not None
+        self.config, self.about, self.state = config, about, state
+        self.epoch = history.epoch
+        self.is_best = history.best["epoch"] == history.epoch
+        self.is_chosen_on_test = "validation/accuracy" not in history.best
+        self._logits = jax.jit(self.logits, compiler_options=compilation.compiler_options())
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the probabilities."""
+        return self.about.class_names
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Returns probabilities, float32 `[n, classes]`.
+
+        Args:
+          images: uint8 `[n, height, width]` or `[n, height, width, 1]`, bright on dark as in MNIST.
+
+        Raises:
+          UserError: they have another type or shape.
+        """
+        images = np.asarray(images)
+        if images.ndim == 3:
+            images = images[..., None]
+        if images.dtype != np.uint8 or images.shape[1:] != self.about.image_shape:
+            raise UserError(
+                f"images are {images.dtype} {images.shape}; allowed: uint8 "
+                f"(n, {', '.join(map(str, self.about.image_shape))})"
+            )
+        # As many at a time as in the evaluation of a run, so that the rounding is the same.
+        size = devices.predicted_at_a_time()
+        padded = np.pad(images, [(0, -len(images) % size), *[(0, 0)] * 3])
+        logits = [self._logits(padded[at : at + size]) for at in range(0, len(padded), size)]
+        empty = np.empty((0, len(self.class_names)), np.float32)
+        together = np.concatenate([empty, *jax.device_get(logits)])[: len(images)]
+        return np.asarray(jax.nn.softmax(together))
+
+    def logits(self, images: jax.Array) -> jax.Array:
+        """Returns logits, float32 `[n, classes]`, of pixels in 0..255, `[n, height, width, 1]`."""
+        normalize = functools.partial(data.normalize, mean=self.about.mean, std=self.about.std)
+        return step.predict(self.state, images, config=self.config, normalize=normalize)
+
+
+def load(workdir: str, checkpoint: str = "") -> Classifier:
+    """Loads the network of a run, onto the first device.
+
+    Args:
+      workdir: the folder of the run, or a copy of it.
+      checkpoint: 'latest', 'best', or the number of an epoch. By default it is the best if a
+        validation split chose that, and otherwise the latest.
+
+    Raises:
+      UserError: the folder holds no such checkpoint, or it is damaged.
+    """
+    compilation.set_up()
+    folder = pathlib.Path(workdir).expanduser()
+    config, about = _config(folder), _about(folder)
+    path = _find(folder, checkpoint, has_validation=config.dataset.validation_size > 0)
+    schedule = optimizer.create_schedule(config.optimizer, 1, 1)  # of no use after the training
+    create = functools.partial(
+        step.create_state,
+        config=config,
+        image_shape=about.image_shape,
+        num_classes=len(about.class_names),
+        schedule=schedule,
+    )
+    device = SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        jax.eval_shape(create, jnp.uint32(0)),
+    )
+    try:
+        state, history = read(path, like)
+    except Exception as error:  # Orbax raises many kinds for damaged files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} cannot be read: {reason}; choose another --checkpoint") from None
+    return Classifier(config, about, state, history)
+
+
+def _config(folder: pathlib.Path) -> ConfigDict:
+    """Returns the configuration of a run; newer fields have their default."""
+    values = configs.default_values() | configs.flatten(_json(folder / "config.json"))
+    config: dict[str, Any] = {}
+    for name, value in values.items():
+        group, _, field = name.rpartition(".")
+        (config.setdefault(group, {}) if group else config)[field] = _as_tuples(value)
+    return ConfigDict(config)
+
+
+def _about(folder: pathlib.Path) -> About:
+    fields = {name: _as_tuples(value) for name, value in _json(folder / DATASET).items()}
+    try:
+        return About(**fields)
+    except TypeError:
+        raise UserError(f"{folder / DATASET} is not that of a run") from None
+
+
+def _as_tuples(value: Any) -> Any:
+    """Returns the tuples that JSON wrote as lists."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: No such file; allowed: the folder of a run, or of an older one once its "
+            "command was repeated with that --workdir"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not that of a run")
+    return content
+
+
+def _find(folder: pathlib.Path, checkpoint: str, has_validation: bool) -> pathlib.Path:
+    """Returns the folder of the checkpoint that is asked for."""
+    checkpoints = folder / "checkpoints"
+    epochs = sorted(int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal())
+    epochs = [epoch for epoch in epochs if epoch > 0]  # 0 has learned nothing
+    if not epochs:
+        raise UserError(f"{checkpoints} holds no finished epoch")
+    which = checkpoint or ("best" if has_validation else "latest")
+    if which == "latest":
+        return checkpoints / str(epochs[-1])
+    if which == "best":
+        best = read_history(checkpoints / str(epochs[-1])).best
+        return checkpoints / str(best["epoch"] if best else epochs[-1])
+    if which not in map(str, epochs):
+        kept: Sequence[Any] = ("latest", "best", *epochs)
+        raise UserError(
+            f"--checkpoint={checkpoint} is not there; allowed: {', '.join(map(str, kept))}"
+        )
+    return checkpoints / which

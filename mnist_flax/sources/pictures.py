@@ -1,0 +1,118 @@
+"""Pictures of single digits, from a scanner, a phone or a drawing program, in MNIST's form.
+
+MNIST's digits are bright on black, fit a box of 20x20 pixels, and are placed in 28x28 by their
+centre of mass (LeCun, Cortes and Burges, http://yann.lecun.com/exdb/mnist): that of every digit is
+nearest to row 14 and column 14, counted from 0.
+"""
+
+import math
+import pathlib
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
+
+from mnist_flax.errors import UserError
+
+SIDE, _BOX = 28, 20
+# What is fainter than this share of the ink is paper, in a photograph. A flat background has none.
+_PAPER = 0.3
+_FLAT = 2.0  # grey levels by which a flat background may vary
+_LOSSY = ("JPEG", "WEBP", "AVIF", "MPO")  # formats that leave traces around strokes
+_TRACES = 10.0  # grey levels of these
+_SPECK = 0.1  # of the area of the largest stroke; smaller ones are dirt
+
+
+def read(path: str | pathlib.Path, raw: bool = False) -> np.ndarray:
+    """Reads a picture of one digit, uint8 `[28, 28, 1]`.
+
+    Args:
+      path: of a PNG, JPEG or other file that Pillow reads; in colour, grey or transparent, dark on
+        light or light on dark.
+      raw: it is in MNIST's form already, and is taken as it is.
+
+    Raises:
+      UserError: it cannot be read, shows nothing, or is not in MNIST's form though it should be.
+    """
+    try:
+        with Image.open(path) as picture:
+            is_lossy = picture.format in _LOSSY
+            grey = _grey(ImageOps.exif_transpose(picture))
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: not a picture") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: {error}") from None
+    if raw:
+        if grey.shape != (SIDE, SIDE):
+            size = "x".join(map(str, grey.shape[::-1]))
+            raise UserError(f"{path}: {size} pixels; allowed with --raw: {SIDE}x{SIDE}")
+        return np.round(grey).astype(np.uint8)[..., None]
+    ink = _ink(grey, is_lossy)
+    if not ink.any():
+        raise UserError(f"{path}: nothing is drawn on it")
+    return center(ink)[..., None]
+
+
+def center(ink: np.ndarray) -> np.ndarray:
+    """Brings ink on an empty background into MNIST's form, uint8 `[28, 28]`.
+
+    Args:
+      ink: float `[height, width]`, 0..255; not empty.
+    """
+    rows, columns = (np.flatnonzero(ink.any(axis)) for axis in (1, 0))
+    cropped = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    scale = _BOX / max(cropped.shape)
+    height, width = (max(1, math.floor(length * scale + 0.5)) for length in cropped.shape)
+    picture = Image.fromarray(cropped.astype(np.float32))
+    box = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+    top, left = (
+        _offset(box.sum(axis), length) for axis, length in ((1, height), (0, width))
+    )  # fmt: skip
+    canvas = np.zeros((SIDE, SIDE), np.float32)
+    canvas[top : top + height, left : left + width] = box
+    return np.floor(np.clip(canvas, 0, 255) + 0.5).astype(np.uint8)
+
+
+def _offset(mass: np.ndarray, length: int) -> int:
+    """Returns where the box begins, so that its centre of mass is nearest to the middle pixel."""
+    centre = np.average(np.arange(length), weights=mass)
+    return min(max(math.floor(SIDE // 2 - centre + 0.5), 0), SIDE - length)
+
+
+def _grey(picture: Image.Image) -> np.ndarray:
+    """Returns luminance, float `[height, width]`, 0..255; transparency is a contrasting paper."""
+    if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits or more
+        values = np.asarray(picture, np.float64)
+        return values * 255 / max(values.max(), 1) if values.max() > 255 else values
+    bands = np.asarray(picture.convert("RGBA").convert("LA"), np.float64)
+    luminance, opacity = bands[..., 0], bands[..., 1] / 255
+    if not opacity.any():
+        return np.zeros(luminance.shape)
+    paper = 0 if np.average(luminance, weights=opacity) > 127 else 255
+    return luminance * opacity + paper * (1 - opacity)
+
+
+def _ink(grey: np.ndarray, is_lossy: bool) -> np.ndarray:
+    """Returns how far each pixel is from the background, which the border shows, 0..255."""
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    background = np.median(border)
+    distance = np.abs(grey - background)
+    strongest = distance.max()
+    noise = np.percentile(np.abs(border - background), 95)
+    if strongest <= max(_FLAT, noise):
+        return np.zeros_like(grey)
+    if noise == 0 and not is_lossy:
+        return distance * 255 / strongest
+    strongest = np.percentile(distance[distance > strongest / 2], 90)
+    paper = max(_PAPER * strongest, 1.5 * noise, _TRACES)
+    ink = np.clip((distance - paper) / max(strongest - paper, 1), 0, 1) * 255
+    return _without_specks(ink)
+
+
+def _without_specks(ink: np.ndarray) -> np.ndarray:
+    labels, count = ndimage.label(ink > 0, np.ones((3, 3)))
+    areas = np.bincount(labels.ravel(), minlength=count + 1)
+    areas[0] = 0
+    return np.where(areas[labels] >= _SPECK * areas.max(), ink, 0)

@@ -1,0 +1,155 @@
+"""A run that was trained by the real command, loaded and used."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mnist_flax import data, predict
+from mnist_flax.errors import UserError
+from mnist_flax.evaluate import evaluate
+from tests.runs import ROOT, TINY, environment, records
+
+# Classes and pixels that need neither the project's data nor its configuration.
+SCRIPT = """
+import sys
+import numpy as np
+from mnist_flax import predict
+classifier = predict.load(sys.argv[1])
+probabilities = classifier(np.load(sys.argv[2]))
+np.save(sys.argv[3], probabilities)
+assert not any(name in sys.modules for name in ("wandb", "tensorflow_datasets", "matplotlib"))
+"""
+
+
+@pytest.fixture(scope="module")
+def test_split():
+    from configs import default
+
+    config = default.get_config()
+    config.dataset.source = "sample"
+    return data.load(config.dataset, 0).test
+
+
+def test_it_answers_as_the_run_did(finished, test_split):
+    classifier = predict.load(str(finished))
+    probabilities = classifier(test_split.images)
+    assert probabilities.shape == (1000, 10) and probabilities.dtype == np.float32
+    summary = json.loads((finished / "summary.json").read_text())
+    wrong = np.flatnonzero(probabilities.argmax(1) != test_split.labels)
+    assert wrong.tolist() == summary["misclassified"]
+    assert classifier.epoch == len(records(finished))
+    # The loss too, which depends on all digits of all probabilities.
+    loss = -np.log(probabilities[np.arange(1000), test_split.labels]).mean()
+    assert loss == pytest.approx(summary["final_test_loss"], rel=1e-5)
+
+
+def test_one_image_or_none(finished, test_split):
+    classifier = predict.load(str(finished))
+    every = classifier(test_split.images[:3])
+    # An axis for the one channel may be left out.
+    np.testing.assert_array_equal(classifier(test_split.images[:1, ..., 0]), every[:1])
+    assert classifier(test_split.images[:0]).shape == (0, 10)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((1, 28, 28), np.float32),
+        np.zeros((28, 28), np.uint8),
+        np.zeros((1, 27, 28), np.uint8),
+        np.zeros((1, 28, 28, 3), np.uint8),
+    ],
+)
+def test_other_images_are_refused(finished, images):
+    with pytest.raises(UserError, match=r"images are \w+ .*; allowed: uint8 \(n, 28, 28, 1\)"):
+        predict.load(str(finished))(images)
+
+
+def test_a_copy_elsewhere_needs_nothing_else(finished, test_split, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy, ignore=shutil.ignore_patterns("figures", "summary.json"))
+    np.save(tmp_path / "images.npy", test_split.images[:20])
+    arguments = [str(copy), str(tmp_path / "images.npy"), str(tmp_path / "answer.npy")]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments],
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(ROOT), HOME=str(tmp_path)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = predict.load(str(finished))(test_split.images[:20])
+    np.testing.assert_allclose(np.load(tmp_path / "answer.npy"), expected, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def run(self, run_main, tmp_path_factory):
+    """A run whose validation split chose the best epoch."""
+    workdir = tmp_path_factory.mktemp("run") / "run"
+    aside = "--config.dataset.validation_size=400"
+    done = run_main(*TINY, aside, "--config.checkpoint.keep=9", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+class TestCheckpoints:
+    def best(self, workdir, split):
+        return max(records(workdir), key=lambda r: (r[f"{split}/accuracy"], -r["epoch"]))["epoch"]
+
+    def test_by_default_the_latest_without_a_validation_split(self, finished):
+        classifier = predict.load(str(finished))
+        assert classifier.epoch == 4 and classifier.is_chosen_on_test
+        assert predict.load(str(finished), "best").epoch == self.best(finished, "test")
+
+    def test_by_default_the_best_with_one(self, run):
+        classifier = predict.load(str(run))
+        assert (
+            classifier.epoch == self.best(run, "validation") == predict.load(str(run), "best").epoch
+        )
+        assert classifier.is_best and not classifier.is_chosen_on_test
+        assert predict.load(str(run), "latest").epoch == 4
+
+    def test_any_epoch_that_is_kept(self, run, test_split):
+        for record in records(run):
+            classifier = predict.load(str(run), str(record["epoch"]))
+            logits = np.log(classifier(test_split.images))
+            result = evaluate(logits, test_split.labels)
+            assert result.accuracy == record["test/accuracy"]
+
+    @pytest.mark.parametrize("checkpoint", ["0", "9", "newest", "-1"])
+    def test_others_are_refused(self, run, checkpoint):
+        with pytest.raises(UserError, match="is not there; allowed: latest, best, 1, 2, 3, 4"):
+            predict.load(str(run), checkpoint)
+
+    def test_a_damaged_one_is_refused(self, run, tmp_path):
+        copy = tmp_path / "copy"
+        shutil.copytree(run, copy)
+        (copy / "checkpoints" / "4" / "files.sha256").unlink()
+        with pytest.raises(UserError, match=r"checkpoints/4 cannot be read: .*missing"):
+            predict.load(str(copy), "latest")
+        assert predict.load(str(copy), "3").epoch == 3
+
+
+@pytest.mark.parametrize("damage", ["no folder", "config.json", "dataset.json", "checkpoints"])
+def test_what_is_no_run_is_refused(finished, tmp_path, damage):
+    copy = tmp_path / "copy"
+    if damage != "no folder":
+        shutil.copytree(finished, copy)
+        (shutil.rmtree if damage == "checkpoints" else type(copy).unlink)(copy / damage)
+    with pytest.raises(UserError, match=str(copy)) as error:
+        predict.load(str(copy))
+    assert "\n" not in str(error.value)
+
+
+def test_views_and_averaged_weights_are_those_of_the_evaluation(run_main, test_split, tmp_path):
+    run = tmp_path / "run"
+    arguments = ["--config.evaluation.num_views=3", "--config.optimizer.ema_decay=0.9"]
+    done = run_main(*TINY, *arguments, "--config.num_epochs=2", f"--workdir={run}")
+    assert done.returncode == 0, done.stderr
+    probabilities = predict.load(str(run))(test_split.images)
+    accuracy = (probabilities.argmax(1) == test_split.labels).mean()
+    assert accuracy == records(run)[-1]["test/accuracy"]

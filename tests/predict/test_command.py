@@ -1,0 +1,115 @@
+"""`python -m mnist_flax.predict`, as people run it."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnist_flax import predict
+from mnist_flax.sources import sample
+from tests.runs import ROOT, environment
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """Runs the command with the finished run, in an empty folder."""
+
+    def run(*arguments: str, workdir=finished, **env: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "mnist_flax.predict", f"--workdir={workdir}", *arguments]
+        env = environment(PYTHONPATH=str(ROOT), **env)
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture
+def digits(tmp_path):
+    """Three digits of the test set as files, and as an array."""
+    images = sample.load().test.images[[0, 400, 999]]
+    for index, image in enumerate(images):
+        Image.fromarray(image[..., 0]).save(tmp_path / f"{index}.png")
+    return images
+
+
+def test_pictures_as_a_table_and_as_json(run, digits, finished):
+    expected = predict.load(str(finished))(digits)
+    names = ["0.png", "1.png", "2.png"]
+    done = run(*names)
+    assert (done.returncode, done.stderr) == (0, "")
+    about, headings, *rows = done.stdout.splitlines()
+    assert about.startswith(f"{finished}, epoch 4, trained on SAMPLE of 5,000 MNIST digits")
+    assert headings.split() == ["picture", "class", *"0123456789"]
+    for name, row, probabilities in zip(names, rows, expected, strict=True):
+        best = str(probabilities.argmax())
+        assert row.split() == [name, best, *(f"{share:.2%}" for share in probabilities)]
+    done = run("--json", "--raw", *names)
+    for name, line, probabilities in zip(names, done.stdout.splitlines(), expected, strict=True):
+        answer = json.loads(line)
+        assert (answer["picture"], answer["class"]) == (name, str(probabilities.argmax()))
+        np.testing.assert_allclose(list(answer["probabilities"].values()), probabilities, atol=1e-6)
+
+
+def test_a_bad_picture_does_not_keep_the_others_waiting(run, digits, tmp_path):
+    (tmp_path / "bad.png").write_text("no picture")
+    done = run("0.png", "bad.png", "none.png", "2.png", "--figure=out.png")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: bad.png: not a picture",
+        "error: none.png: No such file or directory",
+        "error: 2 of 4 pictures cannot be classified",
+    ]
+    assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == ["0.png", "2.png"]
+    assert np.asarray(Image.open(tmp_path / "out.png").convert("L")).std() > 5
+
+
+def test_without_pictures_it_is_the_test_set(run, finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    done = run("--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "test_accuracy": pytest.approx(summary["final_test_accuracy"], abs=1e-9),
+        "num_test_errors": summary["num_test_errors"],
+    }
+    assert "SAMPLE" in done.stderr
+    done = run("--checkpoint=best")
+    assert "it is the best on the test set, whose accuracy therefore flatters it" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--workdir="], "--workdir is missing; allowed: the folder of a run"),
+        (["--workdir=none"], "none/config.json: No such file"),
+        (["--checkpoint=77"], "--checkpoint=77 is not there; allowed: latest, best, "),
+        (["--config.seed=1"], "Unknown command line flag 'config.seed'"),
+        (["0.png", "--figure=none/out.png"], "--figure=none/out.png: No such file or directory"),
+    ],
+)
+def test_bad_input_is_one_line(run, digits, arguments, expected):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {expected}") and done.stderr.count("\n") == 1
+
+
+def test_the_data_set_of_a_run_on_mnist(run, finished, mnist_dir, tmp_path):
+    """It is read from a folder, or else its absence is said; the sample does not stand in for it."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    about = json.loads((copy / "dataset.json").read_text())
+    (copy / "dataset.json").write_text(json.dumps(about | {"source": "tfds", "title": "MNIST"}))
+    done = run(f"--manual_dir={mnist_dir}", workdir=copy)
+    assert "errors of 10,000, on MNIST" in done.stdout
+    done = run(workdir=copy, HOME=str(tmp_path))
+    assert done.returncode == 2
+    assert "cannot be reached" in done.stderr and "manual_dir" in done.stderr
+
+
+def test_a_thousand_pictures_in_one_call(run, tmp_path):
+    for index, image in enumerate(sample.load().test.images):
+        Image.fromarray(image[..., 0]).save(tmp_path / f"{index}.png")
+    done = run(*(f"{index}.png" for index in range(1000)))
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 1002
