@@ -96,7 +96,7 @@ def test_bad_input_is_one_line(run, digits, arguments, expected):
 
 
 def test_the_data_set_of_a_run_on_mnist(run, finished, mnist_dir, tmp_path):
-    """It is read from a folder, or else its absence is said; the sample does not stand in for it."""
+    """It is read from a folder, or its absence is said; the sample does not stand in for it."""
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     about = json.loads((copy / "dataset.json").read_text())
