@@ -93,8 +93,7 @@ def test_a_signal_whose_notice_nobody_reads_waits_as_well():
     script = """
 import os, signal
 from mnist_flax.runtime import signals
-signals.install()
-with signals.deferred():
+with signals.handled(), signals.deferred():
     os.kill(os.getpid(), signal.SIGHUP)  # the terminal is gone
     os.kill(os.getpid(), signal.SIGTERM)
     print("received", signals.received())
