@@ -87,7 +87,7 @@ def test_a_copy_elsewhere_needs_nothing_else(finished, test_split, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run(self, run_main, tmp_path_factory):
+def run(run_main, tmp_path_factory):
     """A run whose validation split chose the best epoch."""
     workdir = tmp_path_factory.mktemp("run") / "run"
     aside = "--config.dataset.validation_size=400"
