@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mnist_flax.errors import check_choice
+from mnist_flax.ops import gather
 from mnist_flax.streams import Stream
 
 INTERPOLATIONS = ("nearest", "bilinear")
@@ -117,7 +118,7 @@ def _pixels(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array
     batch, height, width, channels = images.shape
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     # One flat index per pixel: every backend gathers well along one axis.
-    index = jnp.where(inside, rows * width + columns, 0).astype(jnp.int32).reshape(batch, -1, 1)
+    index = jnp.where(inside, rows * width + columns, 0).astype(jnp.int32).reshape(batch, -1)
     flat = images.reshape(batch, height * width, channels)
-    picked = jnp.take_along_axis(flat, index, axis=1).reshape(images.shape)
+    picked = gather.take_along_rows(flat, index).reshape(images.shape)
     return jnp.where(inside[..., None], picked, 0)

@@ -35,22 +35,35 @@ def test_augmentation_differs_between_steps(tiny_config):
     assert len({image.tobytes() for image in seen}) == 3
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_step_lowers_for_every_platform(dtype):
-    """The default recipe, from whatever machine this is."""
+def lowered_for(*platforms, dtype="float32"):
+    """The step of the default recipe as text, lowered from whatever machine this is."""
     config = default.get_config()
     config.model.dtype = dtype
     state = jax.eval_shape(lambda: create_state(config))
     train_step = functools.partial(step.train_step, config=config, normalize=normalize)
-    exported = jax.export.export(jax.jit(train_step), platforms=("cpu", "cuda", "tpu"))(
+    exported = jax.export.export(jax.jit(train_step), platforms=platforms)(
         state,
         jax.ShapeDtypeStruct((config.batch_size, 28, 28, 1), jnp.uint8),
         jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
     )
-    assert exported.platforms == ("cpu", "cuda", "tpu")
-    module = exported.mlir_module()
-    assert "stablehlo.convolution" in module
-    assert ("bf16" in module) == (dtype == "bfloat16")
+    assert exported.platforms == platforms
+    return exported.mlir_module()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_step_lowers_for_every_platform(dtype):
+    lines = lowered_for("cpu", "cuda", "tpu", dtype=dtype).splitlines()
+    convolutions = [line for line in lines if "stablehlo.convolution" in line]
+    assert convolutions
+    assert any("bf16" in line for line in convolutions) == (dtype == "bfloat16")
+
+
+def test_a_tpu_convolves_by_xla_and_gathers_nothing():
+    """The 8 layers have a gradient by their kernel each, and all but the first by their input."""
+    text = lowered_for("tpu")
+    assert text.count("stablehlo.convolution") == 8 + 8 + 7
+    assert text.count("stablehlo.dot_general") == 2  # of the augmentation: by row and by column
+    assert "stablehlo.gather" not in text
 
 
 def test_the_loss_is_that_of_smoothed_labels(tiny_config):
