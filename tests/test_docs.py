@@ -23,6 +23,7 @@ COMMANDS = {
     "main.py": "python main.py",
     "mnist_flax/study/__main__.py": "python -m mnist_flax.study",
     "mnist_flax/benchmark/__main__.py": "python -m mnist_flax.benchmark",
+    "mnist_flax/benchmark/tpu.py": "python -m mnist_flax.benchmark.tpu",
 }
 
 

@@ -9,19 +9,17 @@ import importlib.util
 import itertools
 import json
 import operator
-import os
 import pathlib
 import platform
 import statistics
-import subprocess
-import sys
-import tempfile
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from mnist_flax.benchmark.tables import markdown
+from mnist_flax.benchmark.worker import Worker
 from mnist_flax.cli import command
 from mnist_flax.errors import UserError
 from mnist_flax.runtime import huge_pages
@@ -75,52 +73,6 @@ _TORCH_FORMS: dict[str, dict[str, tuple[str, dict[str, str], bool]]] = {
         "channels_last, bfloat16, compiled": ("compiled", {}, False),
     },
 }
-
-
-class Worker:
-    """A process that measures one implementation; see `worker`.
-
-    Attributes:
-      about: its own description.
-    """
-
-    def __init__(self, module: str, settings: dict[str, Any], env: dict[str, str]):
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in close()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", f"mnist_flax.benchmark.{module}", json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env={**os.environ, **env},
-            cwd=pathlib.Path(__file__).parents[2],
-        )
-        self.about: dict[str, Any] = self._answer()
-
-    def measure(self, task: str) -> float:
-        """Returns seconds; bytes for 'memory', seconds per FLOP for 'matmul'.
-
-        Raises:
-          UserError: the process has ended; the message is its last line.
-        """
-        with contextlib.suppress(BrokenPipeError):
-            print(task, file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
-
-    def _answer(self) -> Any:
-        assert self._process.stdout is not None  # it is a pipe
-        line = self._process.stdout.readline()
-        if line:
-            return json.loads(line)
-        self._errors.seek(0)
-        last = (self._errors.read().strip().splitlines() or ["it printed nothing"])[-1]
-        raise UserError(f"a worker of the benchmark has ended: {last}")
 
 
 def main(config: ConfigDict) -> None:
@@ -230,14 +182,14 @@ def table(result: dict[str, Any]) -> str:
         f"{result['dtype']}, batches of {result['batch_size']:,}, "
         f"epochs of {result['images']['epoch']:,} images, median (range) of {repeats}.",
         "",
-        *_markdown(rows),
+        *markdown(rows),
         "",
         f"Peak of a matrix product: {peak / 1e9:,.0f} GFLOP/s. Compiling the training took "
         f"{cold:.1f} s, or {cached:.1f} s from the cache. Peak memory: {memory}.",
     ]
     if names[1:]:
         lines += ["", f"{_OURS}'s images/s over the other's, taken in turns:", ""]
-        lines += _markdown(ratios)
+        lines += markdown(ratios)
     return "\n".join(lines)
 
 
@@ -281,11 +233,6 @@ def _ratios(seconds: dict[str, list[float]], name: str) -> list[float]:
 def _spread(values: list[float], form: str = ",.0f") -> str:
     middle, low, high = statistics.median(values), min(values), max(values)
     return f"{middle:{form}} ({low:{form}}–{high:{form}})"
-
-
-def _markdown(rows: list[list[str]]) -> list[str]:
-    head, *body = rows
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] + ["---:"] * len(head[1:]), *body)]
 
 
 def _processor() -> str:

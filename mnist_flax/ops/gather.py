@@ -2,9 +2,11 @@
 
 It computes what `jnp.take_along_axis` computes, bit for bit.
 
-Why it is faster. A TPU reads a whole tile of memory for a single pixel. Its matrix units select
-instead: a product with a one-hot row copies a row of the image, and another takes the pixel from
-that row. An integer below 256 is exact in bfloat16, and so is a sum with one term other than 0.
+Why it is faster. To gather single pixels, a TPU reads far more memory than it returns, by its
+compiler 1.8 kB for each. Its matrix units select instead: a product with a one-hot row copies a row
+of the image, and another takes the pixel from that row. An integer below 256 is exact in bfloat16,
+and so is a sum with one term other than 0. The compiler fuses both products, so they need little
+memory (docs/hosts.md has the figures).
 
 Where. Only TPUs use it; elsewhere it is the library's own. The choice is made when a program is
 lowered.
