@@ -32,7 +32,7 @@ TINY = (
     "--config.optimizer.learning_rate=0.02",
     "--config.num_epochs=4",
 )
-TIMES = ("seconds", "images_per_second", "compile_seconds", "train_seconds")
+TIMES = ("seconds", "images_per_second", "compile_seconds", "train_seconds", "finished")
 
 
 def tiny() -> ConfigDict:

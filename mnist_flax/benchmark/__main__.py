@@ -9,7 +9,6 @@ import importlib.util
 import itertools
 import json
 import operator
-import pathlib
 import platform
 import statistics
 from typing import Any
@@ -22,7 +21,7 @@ from mnist_flax.benchmark.tables import markdown
 from mnist_flax.benchmark.worker import Worker
 from mnist_flax.cli import command
 from mnist_flax.errors import UserError
-from mnist_flax.runtime import huge_pages
+from mnist_flax.runtime import huge_pages, process
 
 flags.adopt_module_key_flags(command)
 _AGAINST = flags.DEFINE_enum("against", None, ["torch"], "Measure PyTorch in the same run.")
@@ -102,7 +101,7 @@ def measure(
         return {
             "device": ours.about["device"],
             "platform": ours.about["platform"],
-            "processor": f"{ours.about['num_cpus']} CPUs, {_processor()}",
+            "processor": f"{ours.about['num_cpus']} CPUs, {process.processor()}",
             "python": platform.python_version(),
             "versions": {k: v for w in workers.values() for k, v in w.about["versions"].items()},
             "dtype": config.model.dtype,
@@ -233,17 +232,6 @@ def _ratios(seconds: dict[str, list[float]], name: str) -> list[float]:
 def _spread(values: list[float], form: str = ",.0f") -> str:
     middle, low, high = statistics.median(values), min(values), max(values)
     return f"{middle:{form}} ({low:{form}}–{high:{form}})"
-
-
-def _processor() -> str:
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return platform.processor() or platform.machine()
-    lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
-    fields = {name.strip(): value.strip() for name, _, value in lines}
-    flags_ = fields.get("flags", "").split()
-    widest = next((name for name in ("avx512f", "avx2") if name in flags_), platform.machine())
-    return f"{fields.get('model name', platform.machine())}, {widest}"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import functools
 import importlib.metadata
 import json
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from ml_collections import ConfigDict
 
 from mnist_flax import augment, data, model, step
 from mnist_flax.benchmark import worker
-from mnist_flax.runtime import compilation, huge_pages
+from mnist_flax.runtime import compilation, huge_pages, process
 from mnist_flax.trainer import Trainer
 
 # Images per epoch if none are asked for: a CPU takes minutes for all of MNIST.
@@ -171,7 +170,7 @@ if __name__ == "__main__":
         {
             "device": device.device_kind,
             "platform": device.platform,
-            "num_cpus": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+            "num_cpus": process.num_cpus(),
             "num_images": num_images,
             "versions": {
                 name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict, config_flags
 
-from mnist_flax.cli import process
+from mnist_flax.cli import program
 from mnist_flax.errors import UserError
 
 _arguments: list[str] = []  # in which ml_collections looks for overrides
@@ -32,4 +32,4 @@ def start(main: Callable[[ConfigDict], None], default_recipe: str = "default.py"
         arguments.parse(argv, default_recipe, _CONFIG, _arguments)
         return list(argv[:1])
 
-    process.run(lambda _: main(_CONFIG.value), parse)
+    program.run(lambda _: main(_CONFIG.value), parse)

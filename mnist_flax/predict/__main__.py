@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from mnist_flax.cli import process
+from mnist_flax.cli import program
 from mnist_flax.errors import UserError
 
 if TYPE_CHECKING:  # importing them takes a second, which invalid flags need not wait for
@@ -146,4 +146,4 @@ def _draw(
 
 
 if __name__ == "__main__":
-    process.run(main)
+    program.run(main)

@@ -1,5 +1,6 @@
 """summary.json: what came of a run."""
 
+import datetime
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from mnist_flax.data import Dataset
 from mnist_flax.evaluate import Evaluation
 from mnist_flax.run.history import History
 from mnist_flax.run.workdir import versions
+from mnist_flax.runtime import process
 
 
 def summarize(
@@ -49,6 +51,8 @@ def summarize(
         "misclassified": test.misclassified.tolist(),
         "num_parameters": num_parameters,
         "devices": [device.device_kind for device in jax.devices()],
+        "machine": f"{process.num_cpus()} CPUs, {process.processor()}",
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds"),
         "compile_seconds": compile_seconds,
         "train_seconds": sum(record["seconds"] for record in records),
         "versions": versions(),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 
 from mnist_flax.errors import LostProcess, UserError
-from mnist_flax.runtime import background, interpreter, output, signals
+from mnist_flax.runtime import background, interpreter, output, process, signals
 
 
 def run(
@@ -76,10 +76,7 @@ def _exit(status: int, at_once: bool = False) -> None:
 
 def again(workdir: str) -> str:
     """Returns the command line of this process, with the workdir that it chose by itself."""
-    module = sys.modules["__main__"].__spec__
-    arguments = list(sys.argv)
-    if module:
-        arguments = ["-m", module.name.removesuffix(".__main__"), *sys.argv[1:]]
-    if workdir and not any(re.match(r"--?workdir(=|$)", argument) for argument in arguments):
-        arguments.append(f"--workdir={workdir}")
-    return shlex.join(["python", *arguments])
+    words = process.command_line()
+    if workdir and not any(re.match(r"--?workdir(=|$)", word) for word in words):
+        words.append(f"--workdir={workdir}")
+    return shlex.join(words)
