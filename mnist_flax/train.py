@@ -38,4 +38,4 @@ def run(config: ConfigDict, workdir: str = "") -> None:
             record = trainer.record(epoch, metrics, results, seconds)
             session.end_epoch(state, record, metrics, results["test"])
         results = results or trainer.evaluate(state)  # if no epoch was left to train
-        session.finish(results["test"], trainer.compiler.seconds)
+        session.finish(state, results["test"], trainer.compiler.seconds)

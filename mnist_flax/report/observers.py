@@ -1,4 +1,4 @@
-"""Who watches a run: pictures, Weights & Biases and the console, all with the same four verbs."""
+"""Who watches a run, all with the same four verbs: pictures, page, Weights & Biases, console."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -30,8 +30,17 @@ class Observer:
     def epoch(self, history: History, test: Evaluation) -> None:
         """The last epoch of `history` is on the disk; `test` holds its results."""
 
-    def finish(self, history: History, test: Evaluation, summary: dict[str, Any]) -> None:
-        """The run is finished; waits for what is left to do."""
+    def finish(
+        self, history: History, test: Evaluation, summary: dict[str, Any], variables: Any
+    ) -> None:
+        """The run is finished; waits for what is left to do.
+
+        Args:
+          history: of all epochs.
+          test: the results of the last.
+          summary: as summary.json has it.
+          variables: what the network was evaluated with, as NumPy arrays.
+        """
 
     def abort(self) -> None:
         """The run did not reach its end; its finished epochs stay."""
@@ -69,7 +78,9 @@ class Pictures(Observer):
         self._draw("curves", self._curves, history)
         self._draw("predictions", self._predictions, history.epoch, test)
 
-    def finish(self, history: History, test: Evaluation, summary: dict[str, Any]) -> None:
+    def finish(
+        self, history: History, test: Evaluation, summary: dict[str, Any], variables: Any
+    ) -> None:
         if "curves" not in self.drawn:  # no epoch was trained in this process
             self.epoch(history, test)
         self._draw("misclassified", self._misclassified, test)
@@ -121,6 +132,56 @@ class Pictures(Observer):
 
 
 @dataclasses.dataclass
+class Page(Observer):
+    """Writes report.html at the end.
+
+    Attributes:
+      path: of the file.
+      dataset: what the run was trained and tested on.
+      steps_per_epoch: of the run.
+      config: by field, as in 'model.norm'.
+      default: the default recipe, likewise; empty if it is not there.
+      create_examples: as of `Pictures`.
+      command: repeats the run; empty if Python code started it.
+      warn: prints a line.
+    """
+
+    path: Any
+    dataset: Dataset
+    steps_per_epoch: int
+    config: dict[str, Any]
+    default: dict[str, Any]
+    create_examples: Callable[[], tuple[np.ndarray, np.ndarray]] | None
+    command: str
+    warn: Callable[[str], None]
+
+    def finish(
+        self, history: History, test: Evaluation, summary: dict[str, Any], variables: Any
+    ) -> None:
+        # A thread of its own, so that an error is a line and not the end of the run.
+        background = Background(f"writing {self.path.name} failed", self.warn)
+        background.submit(self._write, history, test, summary, variables)
+        background.close()
+
+    def _write(self, history: History, test: Evaluation, summary: Any, variables: Any) -> None:
+        from mnist_flax.report.page import content, render
+
+        run = content.Run(
+            config=self.config,
+            default=self.default,
+            dataset=self.dataset,
+            steps_per_epoch=self.steps_per_epoch,
+            history=history,
+            test=test,
+            summary=summary,
+            variables=variables,
+            examples=self.create_examples and self.create_examples(),
+            command=self.command,
+        )
+        write_whole(self.path, render.render(run))
+
+
+@dataclasses.dataclass
 class WandB(Observer):
     """Logs to Weights & Biases, steps in order.
 
@@ -148,7 +209,9 @@ class WandB(Observer):
         self._log_epoch(history, history.epoch)  # first: numbers do not depend on a drawing
         self._log_pictures(history.records[-1]["step"], ["predictions"])
 
-    def finish(self, history: History, test: Evaluation, summary: dict[str, Any]) -> None:
+    def finish(
+        self, history: History, test: Evaluation, summary: dict[str, Any], variables: Any
+    ) -> None:
         step, wrong = history.records[-1]["step"], test.misclassified
         images, labels = (array[wrong] for array in self.dataset.test)
         self._log_pictures(step, ["misclassified", "confusion"])
@@ -206,7 +269,9 @@ class Console(Observer):
     def epoch(self, history: History, test: Evaluation) -> None:
         self.progress.finish_epoch(history.records[-1])
 
-    def finish(self, history: History, test: Evaluation, summary: dict[str, Any]) -> None:
+    def finish(
+        self, history: History, test: Evaluation, summary: dict[str, Any], variables: Any
+    ) -> None:
         self.progress.close()
         self.progress.line(
             f"Done: {test.accuracy:.2%} test accuracy, {len(test.misclassified):,} errors, on "

@@ -1,6 +1,7 @@
 """One run, seen from the loop: its folder, its checkpoints, its signals, and who watches it."""
 
 import contextlib
+import functools
 import hashlib
 import math
 import pathlib
@@ -17,16 +18,17 @@ from ml_collections import ConfigDict
 from mnist_flax import data
 from mnist_flax.errors import UserError
 from mnist_flax.evaluate import Evaluation
-from mnist_flax.report.observers import Console, Observer, Pictures, WandB
+from mnist_flax.report.observers import Console, Observer, Page, Pictures, WandB
 from mnist_flax.report.progress import Progress
 from mnist_flax.report.tracking import Tracker, run_name
 from mnist_flax.run import fields
 from mnist_flax.run.checkpoint import snapshot
+from mnist_flax.run.configs import default_fields, flatten
 from mnist_flax.run.history import History
 from mnist_flax.run.saver import Saver
 from mnist_flax.run.summary import summarize
 from mnist_flax.run.workdir import REPLICAS, Files, Workdir, check_data, check_workdir
-from mnist_flax.runtime import compilation, hosts, memory, signals
+from mnist_flax.runtime import compilation, hosts, memory, process, signals
 from mnist_flax.runtime.signals import Interrupted
 
 _SHARED_SECONDS = 10  # for a file of one host to be seen by another
@@ -163,18 +165,20 @@ class Session:
         self._history = self._history.extended(record, *steps)
         self._save(state, test)
 
-    def finish(self, test: Evaluation, compile_seconds: float) -> None:
+    def finish(self, state: Any, test: Evaluation, compile_seconds: float) -> None:
         """Waits for the last checkpoint, and leaves the results."""
         self._saver.wait()
         self._check_signals()
         self._deferred.close()
         if self._folder is None:
             return
-        summary = summarize(
+        # A run that was finished before keeps its times, its machine and its versions.
+        summary = self._folder.read_summary() or summarize(
             self._config, self._dataset, self._history, test, self._num_parameters, compile_seconds
         )
+        variables = jax.device_get(state.eval_variables)
         for observer in self._observers:
-            observer.finish(self._history, test, summary)
+            observer.finish(self._history, test, summary, variables)
 
     def __exit__(
         self,
@@ -238,12 +242,22 @@ def _create_observers(
     A finished run is only drawn again.
     """
     line = progress.line
-    examples = create_examples if config.augment.enabled else None
+    examples = functools.cache(create_examples) if config.augment.enabled else None
     pictures = Pictures(folder.figures, dataset, steps_per_epoch, examples, line)
     is_finished = folder.is_finished and history.epoch >= config.num_epochs
     console = Console(progress, config.num_epochs, dataset.title, folder.path, is_finished)
+    page = Page(
+        folder.path / "report.html",
+        dataset,
+        steps_per_epoch,
+        {name: flatten(config)[name] for name in fields.FIELDS},
+        default_fields(),
+        examples,
+        process.repeating_command(),
+        line,
+    )
     if is_finished:
-        return [pictures, console]
+        return [pictures, page, console]
     tracker = Tracker(
         config,
         str(folder.path),
@@ -255,7 +269,7 @@ def _create_observers(
     )
     wandb = WandB(tracker, dataset, steps_per_epoch, pictures, line)
     # W&B logs the pictures, and can stall: by then, everything else is on the disk.
-    return [pictures, Files(folder, dataset), wandb, console]
+    return [pictures, Files(folder, dataset), page, wandb, console]
 
 
 def _open_folder(

@@ -84,6 +84,13 @@ class Workdir:
         """Whether the run in it finished an epoch."""
         return (self.path / "metrics.jsonl").exists()
 
+    def read_summary(self) -> dict[str, Any] | None:
+        """Returns summary.json of a finished run; None if there is none that can be read."""
+        try:
+            return json.loads((self.path / "summary.json").read_text())
+        except (OSError, ValueError):
+            return None
+
     def write_metrics(self, records: Sequence[dict[str, Any]]) -> None:
         """Replaces the lines of metrics.jsonl."""
         text = "".join(map(_line, records))
@@ -138,7 +145,9 @@ class Files(Observer):
     def epoch(self, history: History, test: Evaluation) -> None:
         self._folder.append_metrics(history.records[-1])
 
-    def finish(self, history: History, test: Evaluation, summary: dict[str, Any]) -> None:
+    def finish(
+        self, history: History, test: Evaluation, summary: dict[str, Any], variables: Any
+    ) -> None:
         self._folder.write_json("summary.json", summary)
 
 

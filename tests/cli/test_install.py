@@ -45,10 +45,14 @@ def run(installed, tmp_path):
     return run
 
 
-def test_every_module_and_recipe_is_installed(installed, run):
+def test_every_file_is_installed(installed, run):
     for package in ("mnist_flax", "configs"):
         ours, theirs = (
-            {str(path.relative_to(root)) for path in (root / package).rglob("*.py")}
+            {
+                str(path.relative_to(root))
+                for path in (root / package).rglob("*.*")
+                if path.suffix in (".py", ".html", ".css", ".js")
+            }
             for root in (ROOT, installed)
         )
         assert ours == theirs

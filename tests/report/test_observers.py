@@ -59,7 +59,7 @@ class TestPictures:
         pictures.start(history(0))
         for epoch in (1, 2):
             pictures.epoch(history(epoch), TEST)
-        pictures.finish(history(2), TEST, {})
+        pictures.finish(history(2), TEST, {}, {})
         assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png" for name in EVERY}
         assert pictures.drawn.keys() == EVERY
         for name, drawn in pictures.drawn.items():
@@ -71,7 +71,7 @@ class TestPictures:
         pictures = create(None)
         pictures.start(history(0))
         # No epoch has been trained in this process, so those of the last are drawn now.
-        pictures.finish(history(2), TEST, {})
+        pictures.finish(history(2), TEST, {}, {})
         wanted = EVERY - {"augmentation"}
         assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png" for name in wanted}
 
@@ -83,7 +83,7 @@ class TestPictures:
         pictures.start(history(0))
         pictures.start(history(0))
         pictures.epoch(history(1), TEST)
-        pictures.finish(history(1), TEST, {})
+        pictures.finish(history(1), TEST, {}, {})
         assert create.said == ["drawing failed: ValueError: no examples"]
         assert not (tmp_path / "augmentation.png").exists()
         assert (tmp_path / "confusion.png").exists()
@@ -166,7 +166,7 @@ class TestWandB:
     def test_the_end(self, wandb):
         wandb.pictures.drawn = {"misclassified": "M", "confusion": "C"}
         summary = {"final_test_accuracy": 0.75, "title": "MNIST", "confusion_matrix": [[1]]}
-        wandb.finish(history(1), TEST, summary)
+        wandb.finish(history(1), TEST, summary, {})
         (_, *pictures), (_, *table), (_, *finish) = wandb.tracker.told
         assert pictures == [3, {"misclassified": "M", "confusion": "C"}]
         step, images, labels, probabilities, names = table
@@ -219,7 +219,7 @@ class TestConsole:
         assert self.shown(lambda console: console.epoch(history(2), TEST)) == [2]
 
     def test_the_end(self):
-        assert self.shown(lambda console: console.finish(history(3), TEST, {})) == [
+        assert self.shown(lambda console: console.finish(history(3), TEST, {}, {})) == [
             "closed",
             "Done: 76.67% test accuracy, 7 errors, on MNIST; results in runs/1",
         ]

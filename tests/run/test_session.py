@@ -7,12 +7,12 @@ import pytest
 
 from mnist_flax import data, train
 from mnist_flax.errors import UserError
-from mnist_flax.report.observers import Console, Pictures, WandB
+from mnist_flax.report.observers import Console, Page, Pictures, WandB
 from mnist_flax.run.workdir import Files
 from mnist_flax.trainer import Trainer
 from tests.runs import epochs, load_few, records, tiny
 
-KINDS = (Pictures, Files, WandB, Console)
+KINDS = (Pictures, Files, Page, WandB, Console)
 VERBS = ("start", "epoch", "finish", "abort")
 
 
@@ -84,10 +84,10 @@ def test_observers_are_told_in_one_order(watched):
     assert new == every("start") + every("epoch") * 2 + every("finish")
     assert resumed == every("start") + every("epoch") + every("finish")
     # A finished run is only drawn again. Its last epoch is drawn as one that ends.
-    shown = (Pictures, Console)
+    shown = (Pictures, Page, Console)
     assert finished == [
         *every("start", shown),
-        *[("finish", Pictures), ("epoch", Pictures), ("finish", Console)],
+        *[("finish", Pictures), ("epoch", Pictures), ("finish", Page), ("finish", Console)],
     ]
 
 
@@ -100,7 +100,13 @@ def test_numbers_are_on_the_disk_before_wandb_hears_of_them(watched):
         # An epoch is announced when its checkpoint is complete, beside the training.
         assert [now["checkpoints"] for now in told] == [[0, 1], [0, 1, 2]]
         assert {now["thread"] for now in told} == {"saving"}
-    for kind, is_there in ((Pictures, False), (Files, False), (WandB, True), (Console, True)):
+    for kind, is_there in (
+        (Pictures, False),
+        (Files, False),
+        (Page, True),
+        (WandB, True),
+        (Console, True),
+    ):
         assert [now["summary"] for now in seen["finish", kind]] == [is_there]
 
 

@@ -1,0 +1,189 @@
+"""What a page says about a run, as plain data for the template and the scripts."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mnist_flax.data import Dataset
+from mnist_flax.evaluate import Evaluation
+
+_MAX_POINTS = 1_000  # of a curve
+_STEPS_PER_EPOCH = 30  # points of a curve of steps; more would be a cloud
+_NOT_SHOWN = "study."  # fields that do not concern a run
+_COLORS = {"train": "train", "validation": "validation", "test": "test"}
+
+
+class Run(NamedTuple):
+    """A finished run."""
+
+    config: Mapping[str, Any]  # by field, as in 'model.norm'
+    default: Mapping[str, Any]  # the default recipe, likewise; empty if it is not there
+    dataset: Dataset
+    steps_per_epoch: int
+    history: Any  # `run.history.History`
+    test: Evaluation
+    summary: Mapping[str, Any]  # as summary.json has it
+    variables: Mapping[str, Any]  # what the network was evaluated with, as NumPy arrays
+    examples: tuple[np.ndarray, np.ndarray] | None  # an image and augmentations, if there are any
+    command: str  # the command line that started it; empty if it was none
+
+
+def headline(run: Run) -> dict[str, Any]:
+    """Returns the result, in parts of one line."""
+    summary, test = run.summary, run.test
+    versions = summary["versions"]
+    devices = summary["devices"]
+    device = devices[0] if len(devices) == 1 else f"{len(devices)} × {devices[0]}"
+    machine = f"{device}, {summary['machine']}" if summary.get("machine") else device
+    return {
+        "title": run.dataset.title,
+        "is_sample": run.dataset.source == "sample",
+        "note": run.dataset.note,
+        "noun": "digit" if run.dataset.name == "mnist" else "picture",
+        "accuracy": f"{test.accuracy:.2%}".replace("%", "\N{NO-BREAK SPACE}%"),
+        "num_errors": len(test.misclassified),
+        "num_test": len(run.dataset.test),
+        "num_epochs": run.history.epoch,
+        "time": duration(summary["train_seconds"]),
+        "machine": machine,
+        "jax": versions["jax"],
+    }
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """Returns what else there is to know, as terms and values."""
+    summary, sizes = run.summary, run.summary["dataset"]
+    splits = {"training": "train_size", "validation": "validation_size", "test": "test_size"}
+    counts = [f"{sizes[key]:,} {name}" for name, key in splits.items() if sizes[key]]
+    best = f"{summary['best_test_accuracy']:.2%} on the test set, after epoch"
+    return [
+        ("Data", f"{run.dataset.title}: {', '.join(counts)} images"),
+        ("Best epoch", f"{best} {summary['best_epoch']} of {run.history.epoch}"),
+        ("Test loss", f"{run.test.loss:.4f} (cross-entropy)"),
+        ("Network", f"{summary['num_parameters']:,} parameters"),
+        ("Time", f"{duration(summary['train_seconds'])} of training, "
+                 f"{duration(summary['compile_seconds'])} of compiling"),
+        ("Finished", summary.get("finished", "")),
+        ("Versions", ", ".join(f"{name} {v}" for name, v in summary["versions"].items())),
+    ]  # fmt: skip
+
+
+def duration(seconds: float) -> str:
+    """Returns a time in words: '1 h 2 min', '1 min 5 s', '4.2 s'."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def configuration(run: Run) -> list[dict[str, Any]]:
+    """Returns the fields of a run in groups, each with its value and whether it differs."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for field, value in run.config.items():
+        if field.startswith(_NOT_SHOWN):
+            continue
+        group, _, name = field.rpartition(".")
+        default = run.default.get(field, value)
+        entry = {"name": name, "value": _text(value), "default": _text(default)}
+        groups.setdefault(group, []).append(entry | {"differs": _text(value) != _text(default)})
+    return [{"name": name or "run", "fields": fields} for name, fields in groups.items()]
+
+
+def call(run: Run) -> str:
+    """Returns how to repeat a run: its command, or Python where it was started from there."""
+    if run.command:
+        return run.command
+    differing = [
+        f"config.{field} = {value!r}"
+        for field, value in run.config.items()
+        if not field.startswith(_NOT_SHOWN) and _text(value) != _text(run.default.get(field, value))
+    ]
+    start = ["from configs import default", "from mnist_flax import train", ""]
+    lines = [*start, "config = default.get_config()", *differing, "train.run(config)"]
+    return "\n".join(lines)
+
+
+def without_workdir(arguments: Sequence[str]) -> str:
+    """Returns a command line that starts a run anew, not the one in the workdir."""
+    kept = list(arguments)
+    for at, argument in reversed(list(enumerate(arguments))):
+        name, has_value, _ = argument.partition("=")
+        if name in ("--workdir", "-workdir"):
+            del kept[at : at + (1 if has_value else 2)]
+    return shlex.join(kept)
+
+
+def matrix(run: Run) -> list[dict[str, Any]]:
+    """Returns the rows of the confusion matrix, with how strongly each error stands out, 0..1."""
+    confusion, names = run.test.confusion, run.dataset.class_names
+    errors = confusion * (1 - np.eye(len(confusion), dtype=int))
+    strengths = np.sqrt(errors / max(errors.max(), 1))
+    rows = []
+    for label, (name, counts) in enumerate(zip(names, confusion, strict=True)):
+        cells = [
+            {"count": int(count), "strength": round(float(strength), 2)}
+            for count, strength in zip(counts, strengths[label], strict=True)
+        ]
+        recall = f"{counts[label] / counts.sum():.1%}" if counts.sum() else "none"
+        rows.append({"name": name, "cells": cells, "recall": recall.replace("%", " %")})
+    return rows
+
+
+def charts(run: Run) -> list[dict[str, Any]]:
+    """Returns the curves of loss and accuracy, as `chart.js` takes them."""
+    loss = {"title": "Loss", "unit": "cross-entropy", "isLogarithmic": True, "decimals": 4}
+    accuracy = {"title": "Accuracy", "unit": "%", "isLogarithmic": False, "decimals": 2}
+    steps = {"loss": run.history.losses, "accuracy": 100 * run.history.accuracies}
+    return [
+        {**chart, "x": "epoch", "series": [_steps(run, steps[name]), *_epochs(run, name)]}
+        for name, chart in (("loss", loss), ("accuracy", accuracy))
+    ]
+
+
+def _steps(run: Run, values: np.ndarray) -> dict[str, Any]:
+    """Returns a faint curve of the means of some training steps."""
+    per_epoch = run.steps_per_epoch
+    group = max(-(-per_epoch // _STEPS_PER_EPOCH), -(-len(values) // _MAX_POINTS))
+    count = len(values) // group
+    means = values[: count * group].reshape(count, group).mean(axis=1)
+    ends = np.arange(1, count + 1) * group / per_epoch
+    name = "each step" if group == 1 else f"{group} steps"
+    return _series(f"train, {name}", "train", ends - 0.5 * group / per_epoch, means, True)
+
+
+def _epochs(run: Run, metric: str) -> list[dict[str, Any]]:
+    """Returns the curves of a metric by epoch, of each split."""
+    records = run.history.records
+    count = min(len(records), _MAX_POINTS)
+    kept = [records[round(at)] for at in np.linspace(0, len(records) - 1, count)]
+    factor = 100 if metric == "accuracy" else 1
+    return [
+        _series(
+            split,
+            color,
+            [record["epoch"] for record in kept],
+            [factor * record[f"{split}/{metric}"] for record in kept],
+        )
+        for split, color in _COLORS.items()
+        if f"{split}/{metric}" in records[0]
+    ]
+
+
+def _series(
+    name: str, color: str, x: Sequence[float], y: Sequence[float], is_faint: bool = False
+) -> dict[str, Any]:
+    rounded = {key: [float(f"{v:.6g}") for v in values] for key, values in (("x", x), ("y", y))}
+    return {"name": name, "color": color, "isFaint": is_faint, **rounded}
+
+
+def _text(value: Any) -> str:
+    """Returns a value as flags write it, the same for a list as for a tuple."""
+    if isinstance(value, list | tuple):
+        inner = ", ".join(map(_text, value))
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    return repr(value) if isinstance(value, str) and not value else str(value)

@@ -1,0 +1,214 @@
+// A pad to draw on, and how its ink becomes an image of MNIST's form.
+
+const PAD_SIDE = 280;
+const PEN_RADIUS = 11; // a digit 200 pixels high has strokes of two of MNIST's pixels
+const PEN_STEP = 10; // of an arrow key, in pixels
+
+// Brings ink, 0..255 in a flat array [height, width], into MNIST's form, as `mnist_flax.predict`
+// does: cropped to its box, the longer side scaled to 20 pixels, and placed in 28x28 so that the
+// centre of mass is at the centre. Returns uint8 [28 * 28], or null if there is no ink.
+function toMnistForm(ink, width, height) {
+  const box = findBox(ink, width, height);
+  if (!box) return null;
+  const scale = 20 / Math.max(box.width, box.height);
+  const columns = Math.max(1, roundHalfEven(box.width * scale));
+  const rows = Math.max(1, roundHalfEven(box.height * scale));
+  const narrow = shrinkRows(crop(ink, width, box), box.width, columns);
+  const small = transpose(shrinkRows(transpose(narrow, columns), box.height, rows), rows);
+  const [top, left] = [centre(transpose(small, columns), rows), centre(small, columns)];
+  const image = new Uint8Array(28 * 28);
+  small.forEach((value, i) => {
+    const [row, column] = [Math.floor(i / columns), i % columns];
+    image[(top + row) * 28 + left + column] = Math.floor(value + 0.5);
+  });
+  return image;
+}
+
+function findBox(ink, width, height) {
+  let [left, right, top, bottom] = [width, -1, height, -1];
+  for (let i = 0; i < width * height; i++) {
+    if (ink[i] === 0) continue;
+    const [row, column] = [Math.floor(i / width), i % width];
+    [left, right] = [Math.min(left, column), Math.max(right, column)];
+    [top, bottom] = [Math.min(top, row), Math.max(bottom, row)];
+  }
+  return right < 0 ? null : { left, top, width: right - left + 1, height: bottom - top + 1 };
+}
+
+function crop(ink, width, box) {
+  return Float32Array.from({ length: box.width * box.height }, (_, i) => {
+    const row = box.top + Math.floor(i / box.width);
+    return ink[row * width + box.left + (i % box.width)];
+  });
+}
+
+// Python's `round`: halves go to the even neighbour.
+function roundHalfEven(value) {
+  const rounded = Math.round(value);
+  return rounded - value === 0.5 && rounded % 2 ? rounded - 1 : rounded;
+}
+
+// Resamples each row of `from` pixels to `to`, as Pillow's BILINEAR does: an output pixel is the
+// mean of the input around its centre, weighted by a triangle as wide as two of its pixels.
+function shrinkRows(values, from, to) {
+  const scale = from / to;
+  const reach = Math.max(scale, 1);
+  const result = new Float32Array((values.length / from) * to);
+  for (let column = 0; column < to; column++) {
+    const middle = (column + 0.5) * scale;
+    const first = Math.floor(Math.max(0, middle - reach + 0.5));
+    const last = Math.floor(Math.min(from, middle + reach + 0.5));
+    const weights = Array.from({ length: last - first }, (_, i) =>
+      Math.max(0, 1 - Math.abs(first + i + 0.5 - middle) / reach),
+    );
+    const total = weights.reduce((a, b) => a + b);
+    for (let row = 0; row < values.length / from; row++) {
+      const sum = weights.reduce((sum, w, i) => sum + w * values[row * from + first + i], 0);
+      result[row * to + column] = sum / total;
+    }
+  }
+  return result;
+}
+
+function transpose(values, width) {
+  const height = values.length / width;
+  return values.map((_, i) => values[(i % height) * width + Math.floor(i / height)]);
+}
+
+// Returns where rows of `width` pixels begin in 28, so that their centre of mass is nearest to
+// the middle.
+function centre(values, width) {
+  let [sum, moment] = [0, 0];
+  values.forEach((value, i) => {
+    sum += value;
+    moment += value * (i % width);
+  });
+  const start = Math.floor(13.5 - moment / sum + 0.5);
+  return Math.min(Math.max(start, 0), 28 - width);
+}
+
+// Adds a straight stroke with round ends to the ink, its edges one pixel soft.
+function addStroke(ink, [x0, y0], [x1, y1]) {
+  const [dx, dy] = [x1 - x0, y1 - y0];
+  const range = (a, b) => [
+    Math.max(0, Math.floor(Math.min(a, b) - PEN_RADIUS - 1)),
+    Math.min(PAD_SIDE - 1, Math.ceil(Math.max(a, b) + PEN_RADIUS + 1)),
+  ];
+  const [[left, right], [top, bottom]] = [range(x0, x1), range(y0, y1)];
+  for (let y = top; y <= bottom; y++) {
+    for (let x = left; x <= right; x++) {
+      const along = ((x + 0.5 - x0) * dx + (y + 0.5 - y0) * dy) / (dx * dx + dy * dy || 1);
+      const t = Math.min(Math.max(along, 0), 1);
+      const distance = Math.hypot(x + 0.5 - x0 - t * dx, y + 0.5 - y0 - t * dy);
+      const cover = Math.min(Math.max(PEN_RADIUS + 0.5 - distance, 0), 1);
+      const i = y * PAD_SIDE + x;
+      ink[i] = Math.max(ink[i], Math.round(255 * cover));
+    }
+  }
+}
+
+// Makes a canvas a pad for mouse, finger, pen and keyboard.
+//
+// `pen` marks where the keyboard's pen is. `onChange` is called with the ink, uint8
+// [PAD_SIDE * PAD_SIDE], after every change.
+function createPad(canvas, pen, onChange) {
+  let ink = new Uint8ClampedArray(PAD_SIDE * PAD_SIDE);
+  let last = null; // where the stroke under way has come to
+  const past = []; // the ink before each change
+  const keyboard = { at: [PAD_SIDE / 2, PAD_SIDE / 2], isDown: false };
+
+  function show() {
+    drawPixels(canvas, ink);
+    onChange(ink);
+  }
+  function remember() {
+    past.push(ink.slice());
+    if (past.length > 100) past.shift();
+  }
+  function stroke(to) {
+    addStroke(ink, last ?? to, to);
+    last = to;
+  }
+  function place(event) {
+    const box = canvas.getBoundingClientRect();
+    const [x, y] = [event.clientX - box.left, event.clientY - box.top];
+    return [(x / box.width) * PAD_SIDE, (y / box.height) * PAD_SIDE];
+  }
+
+  canvas.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return;
+    canvas.setPointerCapture(event.pointerId);
+    pen.hidden = true;
+    keyboard.isDown = false;
+    remember();
+    last = null;
+    stroke(place(event));
+    show();
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    if (!canvas.hasPointerCapture(event.pointerId)) return;
+    const moves = event.getCoalescedEvents?.() ?? [];
+    for (const move of moves.length ? moves : [event]) stroke(place(move));
+    show();
+  });
+
+  function movePen(dx, dy) {
+    keyboard.at = [keyboard.at[0] + dx, keyboard.at[1] + dy].map((v) =>
+      Math.min(Math.max(v, 0), PAD_SIDE),
+    );
+    if (keyboard.isDown) {
+      stroke(keyboard.at);
+      show();
+    }
+  }
+  function togglePen(isDown) {
+    keyboard.isDown = isDown;
+    if (!isDown) return;
+    remember();
+    last = null;
+    stroke(keyboard.at);
+    show();
+  }
+  const directions = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+  canvas.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const step = event.shiftKey ? PEN_STEP / 5 : PEN_STEP;
+    if (event.key in directions) movePen(...directions[event.key].map((d) => d * step));
+    else if (event.key === " " && !event.repeat) togglePen(!keyboard.isDown);
+    else if (event.key === "Escape") togglePen(false);
+    else return;
+    event.preventDefault();
+    pen.hidden = false;
+    pen.classList.toggle("down", keyboard.isDown);
+    pen.style.left = `${(keyboard.at[0] / PAD_SIDE) * 100}%`;
+    pen.style.top = `${(keyboard.at[1] / PAD_SIDE) * 100}%`;
+  });
+  canvas.addEventListener("blur", () => {
+    togglePen(false);
+    pen.hidden = true;
+  });
+
+  show();
+  return {
+    undo() {
+      ink = past.pop() ?? ink;
+      show();
+    },
+    clear() {
+      if (ink.every((value) => value === 0)) return;
+      remember();
+      ink = new Uint8ClampedArray(PAD_SIDE * PAD_SIDE);
+      show();
+    },
+    // Shows an image of 28x28 pixels, enlarged.
+    put(pixels) {
+      remember();
+      const factor = PAD_SIDE / 28;
+      ink = ink.map((_, i) => {
+        const [row, column] = [Math.floor(i / PAD_SIDE), i % PAD_SIDE];
+        return pixels[Math.floor(row / factor) * 28 + Math.floor(column / factor)];
+      });
+      show();
+    },
+  };
+}

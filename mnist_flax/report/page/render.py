@@ -1,0 +1,97 @@
+"""A page as one file: the template filled, and everything that it needs put inside."""
+
+import base64
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from mnist_flax.report.page import content, digits
+from mnist_flax.report.page.content import Run
+from mnist_flax.report.page.network import Layers
+
+MAX_BYTES = 4_000_000
+_SCRIPTS = ("network.js", "pad.js", "digits.js", "chart.js", "page.js")
+_DTYPES = (np.float32, np.float16)  # of the weights, the most exact that fits
+
+
+def render(run: Run) -> str:
+    """Returns the page of a run, as HTML below `MAX_BYTES`."""
+    headline, data = content.headline(run), _data(run)
+    layers = Layers(run.config, run.variables, run.dataset.mean, run.dataset.std)
+    wrong = int(np.count_nonzero(run.test.predictions != run.dataset.test.labels))
+    values = {
+        **headline,
+        "facts": content.facts(run),
+        "groups": content.configuration(run),
+        "call": content.call(run),
+        "rows": content.matrix(run),
+        "num_left_out": max(wrong - digits.MAX_WRONG, 0),
+        "records": run.history.records,
+        "class_names": run.dataset.class_names,
+    }
+    room = MAX_BYTES - len(_fill(values, data, []).encode()) - 10_000  # of the layers, say
+    for dtype in _DTYPES:
+        weights = _pack(layers.weights.astype(dtype))
+        if len(weights["base64"]) < room:
+            arrays = {**data["arrays"], "weights": weights}
+            full = {**data, "layers": layers.layers, "arrays": arrays}
+            return _fill(values, full, _notes(run, dtype))
+    return _fill(values, data, [])
+
+
+def _data(run: Run) -> dict[str, Any]:
+    """Returns what the scripts read, except for the network."""
+    images, labels = run.dataset.test
+    wrong = digits.choose_wrong(run.test, labels)
+    least_sure, examples = digits.choose_right(run.test, labels)
+    shown = np.unique(np.concatenate([wrong, least_sure, examples]))
+    arrays = {
+        "images": _pack(images[shown]),
+        "probabilities": _pack(np.float32(run.test.probabilities[shown])),
+    }
+    if run.examples is not None:
+        original, augmented = run.examples
+        sheet = np.concatenate([original[None], augmented])
+        arrays["sheet"] = _pack(np.rint(sheet).astype(np.uint8))
+    return {
+        "layers": None,
+        "side": images.shape[1],
+        "classNames": run.dataset.class_names,
+        "charts": content.charts(run),
+        "digits": {"indices": shown.tolist(), "labels": labels[shown].tolist()},
+        "examples": np.searchsorted(shown, examples).tolist(),
+        "arrays": arrays,
+    }
+
+
+def _notes(run: Run, dtype: type) -> list[str]:
+    """Returns how the network in the page differs from the one that the run evaluated."""
+    notes = []
+    if run.config["model.dtype"] != "float32":
+        notes.append(f"The run computed in {run.config['model.dtype']}, this page in float32.")
+    if dtype is np.float16:
+        notes.append("Its weights are rounded to float16, to keep this file below 4 MB.")
+    if (views := run.config["evaluation.num_views"]) > 1:
+        notes.append(f"The run averaged {views} views of each image, this page takes one look.")
+    return notes
+
+
+def _pack(array: np.ndarray) -> dict[str, str]:
+    array = array.astype(array.dtype.newbyteorder("<"))
+    return {"dtype": array.dtype.name, "base64": base64.b64encode(array.tobytes()).decode()}
+
+
+def _fill(values: dict[str, Any], data: dict[str, Any], notes: list[str]) -> str:
+    loader = jinja2.PackageLoader("mnist_flax.report.page", "")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+
+    def read(name: str) -> str:
+        """Reads a file of the package, as it is: its braces are not Jinja's."""
+        return loader.get_source(environment, name)[0]
+
+    template = environment.get_template("run.html")
+    return template.render(values, data=data, notes=notes, read=read, scripts=_SCRIPTS)
