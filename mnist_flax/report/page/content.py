@@ -145,6 +145,12 @@ def charts(run: Run) -> list[dict[str, Any]]:
     ]
 
 
+def thin(records: Sequence[Any]) -> list[Any]:
+    """Returns the first record, the last, and no more than a curve needs in between."""
+    count = min(len(records), _MAX_POINTS)
+    return [records[round(at)] for at in np.linspace(0, len(records) - 1, count)]
+
+
 def _steps(run: Run, values: np.ndarray) -> dict[str, Any]:
     """Returns a faint curve of the means of some training steps."""
     per_epoch = run.steps_per_epoch
@@ -158,9 +164,7 @@ def _steps(run: Run, values: np.ndarray) -> dict[str, Any]:
 
 def _epochs(run: Run, metric: str) -> list[dict[str, Any]]:
     """Returns the curves of a metric by epoch, of each split."""
-    records = run.history.records
-    count = min(len(records), _MAX_POINTS)
-    kept = [records[round(at)] for at in np.linspace(0, len(records) - 1, count)]
+    kept = thin(run.history.records)
     factor = 100 if metric == "accuracy" else 1
     return [
         _series(
@@ -170,7 +174,7 @@ def _epochs(run: Run, metric: str) -> list[dict[str, Any]]:
             [factor * record[f"{split}/{metric}"] for record in kept],
         )
         for split, color in _COLORS.items()
-        if f"{split}/{metric}" in records[0]
+        if f"{split}/{metric}" in kept[0]
     ]
 
 

@@ -11,32 +11,33 @@ from mnist_flax.report.page.content import Run
 from mnist_flax.report.page.network import Layers
 
 MAX_BYTES = 4_000_000
-_SCRIPTS = ("network.js", "pad.js", "digits.js", "chart.js", "page.js")
+_SCRIPTS = ("decode.js", "network.js", "pad.js", "digits.js", "chart.js", "page.js")
 _DTYPES = (np.float32, np.float16)  # of the weights, the most exact that fits
 
 
 def render(run: Run) -> str:
-    """Returns the page of a run, as HTML below `MAX_BYTES`."""
-    headline, data = content.headline(run), _data(run)
+    """Returns the page of a run, as HTML below `MAX_BYTES`, without the network if need be."""
+    data = _data(run)
     layers = Layers(run.config, run.variables, run.dataset.mean, run.dataset.std)
     wrong = int(np.count_nonzero(run.test.predictions != run.dataset.test.labels))
     values = {
-        **headline,
+        **content.headline(run),
         "facts": content.facts(run),
         "groups": content.configuration(run),
         "call": content.call(run),
         "rows": content.matrix(run),
         "num_left_out": max(wrong - digits.MAX_WRONG, 0),
-        "records": run.history.records,
+        "records": content.thin(run.history.records),
         "class_names": run.dataset.class_names,
     }
-    room = MAX_BYTES - len(_fill(values, data, []).encode()) - 10_000  # of the layers, say
     for dtype in _DTYPES:
-        weights = _pack(layers.weights.astype(dtype))
-        if len(weights["base64"]) < room:
-            arrays = {**data["arrays"], "weights": weights}
-            full = {**data, "layers": layers.layers, "arrays": arrays}
-            return _fill(values, full, _notes(run, dtype))
+        if layers.weights.size * np.dtype(dtype).itemsize > MAX_BYTES:
+            continue
+        arrays = {**data["arrays"], "weights": pack(layers.weights.astype(dtype))}
+        full = {**data, "layers": layers.layers, "arrays": arrays}
+        page = _fill(values, full, _notes(run, dtype))
+        if len(page.encode()) <= MAX_BYTES:
+            return page
     return _fill(values, data, [])
 
 
@@ -47,13 +48,13 @@ def _data(run: Run) -> dict[str, Any]:
     least_sure, examples = digits.choose_right(run.test, labels)
     shown = np.unique(np.concatenate([wrong, least_sure, examples]))
     arrays = {
-        "images": _pack(images[shown]),
-        "probabilities": _pack(np.float32(run.test.probabilities[shown])),
+        "images": pack(images[shown]),
+        "probabilities": pack(np.float32(run.test.probabilities[shown])),
     }
     if run.examples is not None:
         original, augmented = run.examples
         sheet = np.concatenate([original[None], augmented])
-        arrays["sheet"] = _pack(np.rint(sheet).astype(np.uint8))
+        arrays["sheet"] = pack(np.rint(sheet).astype(np.uint8))
     return {
         "layers": None,
         "side": images.shape[1],
@@ -77,7 +78,8 @@ def _notes(run: Run, dtype: type) -> list[str]:
     return notes
 
 
-def _pack(array: np.ndarray) -> dict[str, str]:
+def pack(array: np.ndarray) -> dict[str, str]:
+    """Returns an array, flat, as `decode.js` reads it."""
     array = array.astype(array.dtype.newbyteorder("<"))
     return {"dtype": array.dtype.name, "base64": base64.b64encode(array.tobytes()).decode()}
 

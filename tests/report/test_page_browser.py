@@ -1,0 +1,294 @@
+"""The report page in a real browser: Chromium, driven by Playwright."""
+
+import contextlib
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import default
+from mnist_flax.data import normalize
+from mnist_flax.evaluate import evaluate
+from mnist_flax.model import create_model
+from mnist_flax.report.page.render import render
+from mnist_flax.sources import Split, sample
+from tests.report.pages import create_run, jax_logits, mnist_form, narrow, random_variables
+from tests.runs import arrays
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+
+_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+_ARGUMENTS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+# A 3, in shares of the pad.
+THREE = [(0.3, 0.25), (0.5, 0.15), (0.7, 0.3), (0.5, 0.48), (0.72, 0.66), (0.5, 0.85), (0.27, 0.75)]
+FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker")
+FASHION += ("Bag", "Ankle boot")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip(f"none of {', '.join(names)} is installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=_ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def show(browser):
+    """Opens a page; in the end nothing may have been requested or complained about."""
+    with contextlib.ExitStack() as stack:
+        complaints, requests = [], []
+
+        def show(path, width=1400, scheme="light", **options):
+            size = {"width": width, "height": 800}
+            context = browser.new_context(viewport=size, color_scheme=scheme, **options)
+            stack.callback(context.close)
+            page = context.new_page()
+            page.on("console", lambda message: complaints.append(message.text))
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("request", lambda request: requests.append(request.url))
+            page.goto(path.as_uri())
+            return page
+
+        yield show
+        assert complaints == []
+        assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+
+
+@pytest.fixture
+def report(finished):
+    """The page that the command left."""
+    return finished / "report.html"
+
+
+@pytest.fixture(scope="module")
+def bad_report(tmp_path_factory):
+    """The page of a bad run on the sample, with other names, norm and padding."""
+    config = narrow()
+    config.model.update(norm="group", norm_position="after", downsample="max", padding="SAME")
+    test = Split(*(array[::5] for array in sample.load().test))
+    variables = random_variables(config, test.images[::20])
+    logits = jax_logits(config, variables, test.images)
+    run = create_run(config, test, logits, variables=variables)
+    dataset = run.dataset._replace(name="fashion_mnist", class_names=FASHION, source="sample")
+    path = tmp_path_factory.mktemp("bad") / "report.html"
+    path.write_text(render(run._replace(dataset=dataset)))
+    return path
+
+
+def draw(page, points):
+    """Draws a stroke with the mouse, through points in shares of the pad."""
+    pad = page.locator("#pad")
+    pad.scroll_into_view_if_needed()
+    box = pad.bounding_box()
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=4)
+    page.mouse.up()
+
+
+def shares(page):
+    """The probabilities that the bars show, once they stand still."""
+    page.wait_for_timeout(300)
+    script = "rows => rows.map(row => Number(row.style.getPropertyValue('--share')))"
+    return np.array(page.locator("#bars li").evaluate_all(script))
+
+
+def saved_ink(page):
+    """The pixels of the picture that the page saves."""
+    with page.expect_download() as download:
+        page.locator("#save").click()
+    with open(download.value.path(), "rb") as file:
+        image = np.asarray(Image.open(io.BytesIO(file.read())).convert("RGB"))
+    assert (image == image[..., :1]).all()
+    return image[..., 0]
+
+
+def probabilities_of(workdir, image):
+    """What the network of a run's last checkpoint makes of an image, by JAX."""
+    config = default.get_config()
+    config.update(json.loads((workdir / "config.json").read_text()))
+    variables = {"params": {}, "batch_stats": {}}
+    for name, array in arrays(workdir).items():
+        _, group, *path = [*name.split("/"), ""]
+        if group in variables:
+            variables[group].setdefault(path[0], {})[path[1]] = array
+    inputs = normalize(image[None, ..., None], *sample.load().train.moments())
+    logits = create_model(config.model, 10).apply(variables, inputs, train=False)
+    return evaluate(np.asarray(logits), np.array([0])).probabilities[0]
+
+
+class TestPad:
+    def test_strokes_give_what_jax_gives_for_the_same_pixels(self, show, report, finished):
+        page = show(report, accept_downloads=True)
+        assert page.locator("#answer").inner_text() == ""
+        draw(page, THREE)
+        found = shares(page)
+        ink = saved_ink(page)
+        assert ink.shape == (280, 280) and ink.max() == 255
+        expected = probabilities_of(finished, mnist_form(ink))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+        assert page.locator("#answer").inner_text() == str(expected.argmax())
+        assert page.locator("#bars .first span").inner_text() == str(expected.argmax())
+
+    def test_bars_move_while_the_mouse_is_down(self, show, report):
+        page = show(report)
+        box = page.locator("#pad").bounding_box()
+        page.mouse.move(box["x"] + 50, box["y"] + 50)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 60, box["y"] + 150, steps=5)
+        first = shares(page)
+        page.mouse.move(box["x"] + 200, box["y"] + 100, steps=5)
+        second = shares(page)
+        assert first.sum() == pytest.approx(1) == second.sum()
+        assert np.abs(first - second).max() > 1e-3
+
+    def test_undo_clear_and_a_test_digit(self, show, report):
+        page = show(report)
+        draw(page, [(0.5, 0.2), (0.5, 0.8)])
+        one = shares(page)
+        draw(page, [(0.2, 0.5), (0.8, 0.5)])
+        assert np.abs(shares(page) - one).max() > 1e-3
+        page.locator("#undo").click()
+        np.testing.assert_array_equal(shares(page), one)
+        page.locator("#clear").click()
+        assert shares(page).sum() == 0 and page.locator("#hint").is_visible()
+        page.locator("#undo").click()
+        np.testing.assert_array_equal(shares(page), one)
+        page.locator("#example").click()
+        assert shares(page).sum() == pytest.approx(1)
+        assert np.abs(shares(page) - one).max() > 1e-3
+
+    def test_the_keyboard_draws(self, show, report, finished):
+        page = show(report, accept_downloads=True)
+        page.locator("#pad").focus()
+        for key in [*["ArrowUp"] * 9, "Space", *["ArrowDown"] * 18, "Space", *["ArrowLeft"] * 5]:
+            page.keyboard.press(key)
+        found = shares(page)
+        ink = saved_ink(page)
+        rows, columns = ink.nonzero()
+        assert np.ptp(rows) > 180 and np.ptp(columns) < 30  # a stroke downwards
+        expected = probabilities_of(finished, mnist_form(ink))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+    def test_a_finger_draws_and_does_not_scroll(self, show, report):
+        page = show(report, width=360, has_touch=True, is_mobile=True)
+        page.locator("#pad").scroll_into_view_if_needed()
+        box, scrolled = page.locator("#pad").bounding_box(), page.evaluate("scrollY")
+        touch = page.context.new_cdp_session(page)
+        for kind, share in (("touchStart", 0.8), ("touchMove", 0.5), ("touchMove", 0.2)):
+            point = {"x": box["x"] + box["width"] / 2, "y": box["y"] + share * box["height"]}
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [point]})
+        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        assert shares(page).sum() == pytest.approx(1)
+        assert page.evaluate("scrollY") == scrolled
+
+    @pytest.mark.parametrize("path", ["report", "bad_report"])
+    def test_the_page_checks_its_network_against_the_run(self, show, path, request):
+        page = show(request.getfixturevalue(path))
+        page.wait_for_function("document.getElementById('check').textContent")
+        text = page.locator("#check").inner_text()
+        assert "on 20 test images" in text or path == "bad_report"  # which recognises few
+        assert float(text.removesuffix(".").split()[-1]) < 1e-4
+
+
+class TestDigits:
+    def test_cells_open(self, show, bad_report):
+        page = show(bad_report)
+        for cell in page.locator("#matrix button").all()[::7]:
+            cell.click()
+            label, prediction, count = (
+                int(cell.get_attribute(f"data-{key}")) for key in ("label", "prediction", "count")
+            )
+            cards = page.locator("#cell-digits .card .verdict").all_inner_texts()
+            if label == prediction:
+                assert set(cards) == {FASHION[label]}
+                assert min(count, 20) <= len(cards) <= min(count, 22)
+            else:
+                assert cards == [f"{FASHION[label]} → {FASHION[prediction]}"] * count
+            assert cell.get_attribute("aria-pressed") == "true"
+        assert page.locator("#matrix button[aria-pressed=true]").count() == 1
+
+    def test_misclassified_digits_come_the_surest_first(self, show, report, finished):
+        page = show(report)
+        summary = json.loads((finished / "summary.json").read_text())
+        if page.locator("#more").is_visible():
+            page.locator("#more").click()
+        cards = page.locator("#wrong .card")
+        assert cards.count() == summary["num_test_errors"] > 0
+        sure = [
+            float(text.split()[-3].strip(">")) for text in cards.locator(".note").all_inner_texts()
+        ]
+        assert sure == sorted(sure, reverse=True)
+        assert cards.locator("svg.bars rect").count() == 10 * cards.count()
+        shown = {title.split()[-1] for title in cards.evaluate_all("all => all.map(c => c.title)")}
+        assert shown == set(map(str, summary["misclassified"]))
+
+
+class TestCurves:
+    def test_values_under_the_pointer_and_the_arrow_keys(self, show, report, finished):
+        page = show(report)
+        lines = (finished / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        plot = page.locator(".plot").first
+        plot.scroll_into_view_if_needed()
+        box = plot.bounding_box()
+        # The last epoch is at the right end.
+        page.mouse.move(box["x"] + box["width"] - 20, box["y"] + 100)
+        tip = plot.locator(".tip")
+        assert tip.locator("p").all_inner_texts() == [
+            "epoch 4",
+            f"train {records[3]['train/loss']:.4f}",
+            f"test {records[3]['test/loss']:.4f}",
+        ]
+        page.mouse.move(0, 0)
+        assert tip.is_hidden()
+        plot.focus()
+        page.keyboard.press("Home")
+        page.keyboard.press("ArrowRight")
+        said = plot.get_attribute("aria-valuetext")
+        assert said.startswith(f"epoch 2: train {records[1]['train/loss']:.4f}, test ")
+        assert tip.is_visible()
+
+
+class TestLayout:
+    @pytest.mark.parametrize("path", ["report", "bad_report"])
+    @pytest.mark.parametrize("width", [360, 1400])
+    def test_nothing_leaves_the_page(self, show, path, width, request):
+        page = show(request.getfixturevalue(path), width=width)
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        leaving = page.evaluate(
+            """() => [...document.querySelectorAll("main *, header *")].filter(element => {
+                const { left, right } = element.getBoundingClientRect();
+                return !element.closest(".scroll, pre") && (left < 0 || right > innerWidth);
+            }).map(element => element.outerHTML.slice(0, 80))"""
+        )
+        assert leaving == []
+
+    @pytest.mark.parametrize(
+        ("path", "width", "scheme"),
+        [
+            ("report", 360, "light"),
+            ("report", 1400, "dark"),
+            ("bad_report", 360, "dark"),
+            ("bad_report", 1400, "light"),
+        ],
+    )
+    def test_no_violation_of_wcag_aa(self, show, path, width, scheme, request):
+        axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+        page = show(request.getfixturevalue(path), width=width, scheme=scheme)
+        draw(page, THREE)
+        page.locator("summary").click()
+        tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+        found = axe.run(page, options={"runOnly": {"type": "tag", "values": tags}})
+        assert found.response["violations"] == [], found.generate_report()
+        assert len(found.response["passes"]) > 15
