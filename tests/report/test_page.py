@@ -53,9 +53,10 @@ class TestWhatItSays:
     def test_the_result(self, page):
         text = text_of(page).replace("\N{NO-BREAK SPACE}", " ")
         result = "90.00 % test accuracy on MNIST 4 of 40 test images misclassified, after 2 epochs"
-        assert f"{result} in 1 h 2 min on cpu, 2 CPUs, a processor, with jax 0.10.2." in text
+        assert f"{result} in 1 h 2 min on 2 CPUs, a processor, with jax 0.10.2." in text
         assert "python main.py" in text and "python 3.11.7, jax 0.10.2" in text
         assert "2026-11-26 08:00:00+00:00" in text and "1,234 parameters" in text
+        assert "cpu; 2 CPUs, a processor" in text
         assert "All 4 misclassified digits" in text
         assert "SAMPLE" not in page
 
@@ -193,7 +194,14 @@ class TestItsSize:
         assert len(page.encode()) < MAX_BYTES
         assert arrays.get("weights", {"dtype": "not there"})["dtype"] == expected
         assert ("weights are rounded to float16" in text) == (expected == "float16")
-        assert ("too large to be put into a page" in text) == (expected == "not there")
+        assert ("This network is too large" in text) == (expected == "not there")
+
+    def test_a_network_that_it_does_not_know_is_left_out(self):
+        run = run_of()
+        for name, value in (("model.norm", "instance"), ("model.channels", ((4, 4), (4, 4)))):
+            page = render(run._replace(config={**run.config, name: value}))
+            assert "do not know such a network" in text_of(page)
+            assert data_of(page)["layers"] is None
 
     @pytest.mark.parametrize(
         ("field", "value", "expected"),
@@ -226,5 +234,5 @@ class TestObserver:
         assert path.read_text().startswith("<!DOCTYPE html>") and said == []
         path.unlink()
         Page(path, *fields).finish(run.history, run.test, {}, run.variables)
-        assert said == ["writing report.html failed: KeyError: 'versions'"]
+        assert said == ["writing report.html failed: KeyError: 'devices'"]
         assert list(tmp_path.iterdir()) == []

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs import default
+from mnist_flax import model
 from mnist_flax.ops import conv
 from mnist_flax.report.page.network import Layers
 from mnist_flax.report.page.render import pack
@@ -23,12 +24,7 @@ from tests.report.pages import (
 )
 
 COMBINATIONS = list(
-    itertools.product(
-        ("batch", "layer", "group", "none"),
-        ("before", "after"),
-        ("strided", "max", "avg"),
-        ("VALID", "SAME"),
-    )
+    itertools.product(model.NORMS, model.NORM_POSITIONS, model.DOWNSAMPLES, model.PADDINGS)
 )
 PREDICT = """
 given.networks.map(({layers, weights}) => {
@@ -72,7 +68,7 @@ def test_every_network_agrees_with_jax(images, monkeypatch):
     assert_node_agrees([configured(narrow(), each) for each in COMBINATIONS], images)
 
 
-@pytest.mark.parametrize("norm", ["batch", "layer", "group", "none"])
+@pytest.mark.parametrize("norm", model.NORMS)
 def test_the_default_recipes_network_agrees_with_jax(norm, images):
     config = default.get_config()
     config.model.norm = norm

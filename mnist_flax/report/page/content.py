@@ -32,23 +32,21 @@ class Run(NamedTuple):
 
 def headline(run: Run) -> dict[str, Any]:
     """Returns the result, in parts of one line."""
-    summary, test = run.summary, run.test
-    versions = summary["versions"]
-    devices = summary["devices"]
+    test, devices, names = run.test, run.summary["devices"], run.dataset.class_names
     device = devices[0] if len(devices) == 1 else f"{len(devices)} × {devices[0]}"
-    machine = f"{device}, {summary['machine']}" if summary.get("machine") else device
     return {
         "title": run.dataset.title,
         "is_sample": run.dataset.source == "sample",
         "note": run.dataset.note,
+        "has_names": list(names) != [str(label) for label in range(len(names))],
         "noun": "digit" if run.dataset.name == "mnist" else "picture",
         "accuracy": f"{test.accuracy:.2%}".replace("%", "\N{NO-BREAK SPACE}%"),
         "num_errors": len(test.misclassified),
         "num_test": len(run.dataset.test),
         "num_epochs": run.history.epoch,
-        "time": duration(summary["train_seconds"]),
-        "machine": machine,
-        "jax": versions["jax"],
+        "time": duration(run.summary["train_seconds"]),
+        "machine": run.summary["machine"] if device == "cpu" else device,
+        "jax": run.summary["versions"]["jax"],
     }
 
 
@@ -62,10 +60,11 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Data", f"{run.dataset.title}: {', '.join(counts)} images"),
         ("Best epoch", f"{best} {summary['best_epoch']} of {run.history.epoch}"),
         ("Test loss", f"{run.test.loss:.4f} (cross-entropy)"),
+        ("Machine", f"{', '.join(dict.fromkeys(summary['devices']))}; {summary['machine']}"),
         ("Network", f"{summary['num_parameters']:,} parameters"),
         ("Time", f"{duration(summary['train_seconds'])} of training, "
                  f"{duration(summary['compile_seconds'])} of compiling"),
-        ("Finished", summary.get("finished", "")),
+        ("Finished", summary["finished"]),
         ("Versions", ", ".join(f"{name} {v}" for name, v in summary["versions"].items())),
     ]  # fmt: skip
 

@@ -24,6 +24,9 @@ class Layers:
     Attributes:
       layers: as JSON can hold them.
       weights: float32 `[n]`.
+
+    Raises:
+      KeyError: the network is another, or has a part that is not written in `network.js`.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Layers:
             scale = scale / np.sqrt(np.float64(self._stats[name]["var"]) + _EPSILON)
             bias = bias - self._stats[name]["mean"] * scale
         else:
-            groups = self._config["model.num_groups"] if norm == "group" else 1
+            groups = {"layer": 1, "group": self._config["model.num_groups"]}[norm]
             self._add("normalize", groups=groups, epsilon=_EPSILON)
         self._add("affine", scale, bias)
 
@@ -81,4 +84,4 @@ class Layers:
         if kind == "strided":
             self._conv(name, stride=2)
         else:
-            self._add(kind)
+            self._add({"max": "max", "avg": "avg"}[kind])

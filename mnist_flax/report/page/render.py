@@ -18,18 +18,20 @@ _DTYPES = (np.float32, np.float16)  # of the weights, the most exact that fits
 def render(run: Run) -> str:
     """Returns the page of a run, as HTML below `MAX_BYTES`, without the network if need be."""
     data = _data(run)
-    layers = Layers(run.config, run.variables, run.dataset.mean, run.dataset.std)
-    wrong = int(np.count_nonzero(run.test.predictions != run.dataset.test.labels))
     values = {
         **content.headline(run),
         "facts": content.facts(run),
         "groups": content.configuration(run),
         "call": content.call(run),
         "rows": content.matrix(run),
-        "num_left_out": max(wrong - digits.MAX_WRONG, 0),
+        "num_left_out": max(len(run.test.misclassified) - digits.MAX_WRONG, 0),
         "records": content.thin(run.history.records),
         "class_names": run.dataset.class_names,
     }
+    try:
+        layers = Layers(run.config, run.variables, run.dataset.mean, run.dataset.std)
+    except KeyError:
+        return _fill(values, data, ["The scripts of this page do not know such a network."])
     for dtype in _DTYPES:
         if layers.weights.size * np.dtype(dtype).itemsize > MAX_BYTES:
             continue
@@ -38,7 +40,7 @@ def render(run: Run) -> str:
         page = _fill(values, full, _notes(run, dtype))
         if len(page.encode()) <= MAX_BYTES:
             return page
-    return _fill(values, data, [])
+    return _fill(values, data, ["This network is too large for a page of 4 MB."])
 
 
 def _data(run: Run) -> dict[str, Any]:
