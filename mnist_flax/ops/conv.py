@@ -15,8 +15,7 @@ they lie in memory.
 
 Where. Only CPUs use it. Elsewhere each pass is XLA's own, which serves GPUs and TPUs well. The
 choice is made when a program is lowered, pass by pass, so that one program exported for several
-platforms is right on each. Where a mesh with an axis named "batch" is set, each CPU device
-convolves its own part of the batch: XLA alone would gather the batch to loop over it.
+platforms is right on each.
 """
 
 import functools
@@ -29,11 +28,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import PartitionSpec
 
 from mnist_flax.ops import cook_toom
 
-_BATCH_AXIS = "batch"  # of the mesh, if one is set
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 _PLAIN = (("feature_group_count", 1), ("batch_group_count", 1))
@@ -107,40 +104,7 @@ def _is_plain(
 def _conv(lhs: jax.Array, rhs: jax.Array, strides: _Strides, padding: _Padding) -> jax.Array:
     on_cpu = functools.partial(_on_cpu(rhs, strides, padding)[0], strides=strides, padding=padding)
     elsewhere = functools.partial(_xla_conv, strides=strides, padding=padding)
-    on_each = _on_each_device(on_cpu, (True, False), len(lhs))
-    return lax.platform_dependent(lhs, rhs, cpu=on_each, default=elsewhere)
-
-
-def _on_each_device(
-    function: Callable[..., jax.Array],
-    is_batch: Sequence[bool],
-    batch_size: int,
-    sums: bool = False,
-) -> Callable[..., jax.Array]:
-    """Returns `function` such that, of several devices, each applies it to its part of the batch.
-
-    Args:
-      function: returns rows of the batch, or with `sums` a sum over it.
-      is_batch: which arguments are rows of the batch.
-      batch_size: of the whole batch.
-      sums: see `function`.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    num_parts = dict(mesh.shape).get(_BATCH_AXIS, 1)
-    if num_parts == 1 or batch_size % num_parts or _BATCH_AXIS in mesh.manual_axes:
-        return function
-    rows, whole = PartitionSpec(_BATCH_AXIS), PartitionSpec()
-
-    def on_each(*args: jax.Array) -> jax.Array:
-        result = function(*args)
-        return lax.psum(result, _BATCH_AXIS) if sums else result
-
-    return jax.shard_map(
-        on_each,
-        in_specs=tuple(rows if is_rows else whole for is_rows in is_batch),
-        out_specs=whole if sums else rows,
-        check_vma=False,
-    )
+    return lax.platform_dependent(lhs, rhs, cpu=on_cpu, default=elsewhere)
 
 
 def _forward(
@@ -174,9 +138,7 @@ def _backward(
         lax.platform_dependent(
             *residuals,
             gradient,
-            cpu=_on_each_device(
-                pull_back(convolve, operand), (True, False, True), len(gradient), operand == 1
-            ),
+            cpu=pull_back(convolve, operand),
             default=pull_back(_xla_conv, operand),
         )
         for operand, convolve in enumerate(on_cpu)
