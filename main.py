@@ -8,7 +8,7 @@ if __name__ == "__main__":
 from absl import flags
 from ml_collections import ConfigDict
 
-from mnist_flax.cli import command
+from mnist_flax.cli import command, program
 
 flags.adopt_module_key_flags(command)
 _WORKDIR = flags.DEFINE_string(
@@ -30,9 +30,10 @@ def main(config: ConfigDict) -> None:
     """Runs the training that the flags ask for."""
     # Imported here because it takes seconds: invalid flags are reported before.
     from mnist_flax import train
-    from mnist_flax.runtime import hosts
+    from mnist_flax.runtime import joining
 
-    hosts.initialize(_COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    given = (_COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    joining.initialize(*given, program.end_lost)
     train.run(config, _WORKDIR.value)
 
 

@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
@@ -46,8 +47,7 @@ def run(
         print(f"{error}{resume}", file=sys.stderr)
         _exit(error.status)
     except LostProcess as error:
-        print(f"error: {error}; to resume, start them all again: {again('')}", file=sys.stderr)
-        _exit(1, at_once=True)  # otherwise JAX would wait for the process that is gone
+        end_lost(error)
     finally:
         if interpreter.goes_on():
             for flag in list(flags.FLAGS.flags_by_module_dict().get(sys.argv[0], [])):
@@ -59,6 +59,16 @@ def _parse(argv: Sequence[str]) -> list[str]:
         return flags.FLAGS(argv)
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from None
+
+
+def end_lost(error: LostProcess) -> None:
+    """Ends the process, from any thread, because another of its run is gone."""
+    _ending.acquire()  # and never released, so that one line is printed
+    print(f"error: {error}; to resume, start them all again: {again('')}", file=sys.stderr)
+    _exit(1, at_once=True)  # otherwise JAX would wait for the process that is gone
+
+
+_ending = threading.Lock()
 
 
 def _exit(status: int, at_once: bool = False) -> None:

@@ -1,78 +1,61 @@
-"""The processes of a run, one per host: how they find each other, and how they agree.
+"""The processes of a run, one per host: how they agree, and what happens when one is gone.
 
 This is JAX's own multi-controller runtime: every process runs the same program, and all must start
 what they compute together in the same order.
 """
 
 import contextlib
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from mnist_flax.errors import LostProcess, UserError
+from mnist_flax.runtime import addresses, watchdog
 
-# A process that is silent for this long counts as lost, and the others stop.
-_HEARTBEAT_SECONDS = 30
+_GRACE_SECONDS = 10  # for process 0 to complete a checkpoint when another process is gone
 _MESSAGE_BYTES = 2_000
 
+_joined = threading.Event()
 
-def initialize(
-    coordinator_address: str = "", num_processes: int | None = None, process_id: int | None = None
-) -> None:
-    """Joins the other processes, if there are any; must come before any use of a device.
+
+def watch(coordinator: str, end: Callable[[LostProcess], None]) -> None:
+    """Starts the watchdogs of all processes, once they have joined.
 
     Args:
-      coordinator_address: 'host:port' of process 0; empty where JAX finds the others by itself
-        (a TPU pod slice, Slurm, Kubernetes), or where there are none.
-      num_processes: how many there are.
-      process_id: the rank of this one, from 0.
+      coordinator: the host of process 0; empty if it is not known.
+      end: ends this process, called in a thread once another process is gone.
 
     Raises:
-      UserError: one of the three is missing or wrong, or process 0 does not answer.
+      LostProcess: the processes cannot exchange data.
     """
-    given = (coordinator_address, num_processes, process_id)
-    if coordinator_address or given[1:] != (None, None):
-        _check(*given)
-    # `runtime.signals` handles signals.
-    jax.config.update("jax_enable_preemption_service", False)
+    _joined.set()
+
+    def lost(reason: str) -> None:
+        if is_main():
+            time.sleep(_GRACE_SECONDS)
+        end(LostProcess(f"another process of the run failed or is gone ({reason})"))
+
     try:
-        jax.distributed.initialize(
-            coordinator_address or None,
-            num_processes,
-            process_id,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=_HEARTBEAT_SECONDS,
-        )
-    except ValueError as error:
-        if "coordinator_address" not in str(error):
-            raise
-        # No cluster: this process is the only one.
-    except RuntimeError as error:
+        if is_main():
+            listener = watchdog.listen(addresses.own(coordinator))
+            watchdog.watch_others(listener, lost)
+            gather(":".join(map(str, listener.getsockname())))
+        else:
+            host, _, port = gather("")[0].rpartition(":")
+            watchdog.watch_first((host, int(port)), lost)
+    except jax.errors.JaxRuntimeError as error:
         first = str(error).splitlines()[0]
-        raise UserError(f"the other processes cannot be joined: {first}") from None
-
-
-def _check(address: str, num_processes: int | None, process_id: int | None) -> None:
-    if not address or num_processes is None or process_id is None:
-        raise UserError(
-            "--coordinator_address, --num_processes and --process_id go together; "
-            "allowed: all three or none"
-        )
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
-        raise UserError(f"--coordinator_address={address} is not allowed; allowed: HOST:PORT")
-    if not 0 <= process_id < num_processes:
-        raise UserError(
-            f"--process_id={process_id} is not allowed; allowed: from 0 to below "
-            f"--num_processes={num_processes}"
-        )
+        raise LostProcess(f"the processes cannot exchange data, or one is gone ({first})") from None
 
 
 def leave() -> None:
     """Tells the other processes that this one ends as it should, which Python's exit does too."""
-    if jax.process_count() > 1:
+    if _joined.is_set():
+        watchdog.leave()
         jax.distributed.shutdown()
 
 

@@ -1,0 +1,152 @@
+"""How the processes of a run find each other when they start."""
+
+import concurrent.futures
+import os
+import socket
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import jax
+
+from mnist_flax.errors import UserError
+from mnist_flax.runtime import addresses, hosts, launchers
+from mnist_flax.runtime.background import Background
+from mnist_flax.runtime.launchers import Launcher
+
+_JOIN_SECONDS = 300  # for all processes to start
+_LOOK_SECONDS = 2  # until it says so, if it is not known whether there are others
+# JAX's own limits. A process that is silent counts as lost; `watchdog` notices before.
+_HEARTBEAT_SECONDS = 60
+_SHUTDOWN_SECONDS = 30
+
+
+def initialize(
+    coordinator_address: str,
+    num_processes: int | None,
+    process_id: int | None,
+    end: Callable[[hosts.LostProcess], None],
+) -> None:
+    """Joins the other processes, if there are any; must come before any use of a device.
+
+    Args:
+      coordinator_address: 'host:port' of process 0; empty where JAX finds the others by itself
+        (a TPU pod slice, Slurm, Open MPI), or where there are none.
+      num_processes: how many there are.
+      process_id: the rank of this one, from 0.
+      end: ends this process, called in a thread once another process is gone.
+
+    Raises:
+      UserError: one of the three is missing or wrong, or the others cannot be joined.
+      Interrupted: a signal came while it waited for them.
+    """
+    given = (coordinator_address, num_processes, process_id)
+    if coordinator_address or given[1:] != (None, None):
+        _check(*given)
+    launcher = launchers.find()
+    size = num_processes or (launcher.size if launcher else 0)
+    if size == 1:
+        return  # the launcher may say more to JAX: a Slurm job's tasks are not those of its step
+    if size:
+        _announce(f"Joining {size} processes")
+    joining = Background("joining")
+    joined = joining.submit(_join, *given, launcher)
+    try:
+        if not size and not _is_done(joined, _LOOK_SECONDS):
+            _announce("Looking for the other processes")
+        if not _is_done(joined, _JOIN_SECONDS):
+            raise _late(coordinator_address, process_id)
+        joined.result()
+    finally:
+        joining.close(timeout=0)  # JAX waits in C++: leave it behind
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        hosts.watch(addresses.host_of(coordinator_address), end)
+
+
+def _announce(what: str) -> None:
+    print(f"{what}, waiting up to {_JOIN_SECONDS} s; Ctrl-C ends the wait", flush=True)
+
+
+def _is_done(future: Future, seconds: float) -> bool:
+    return bool(concurrent.futures.wait([future], seconds).done)
+
+
+def _late(address: str, process_id: int | None) -> UserError:
+    """Returns the error of processes that did not all come."""
+    reason = f"not all processes have started, or they do not reach {address or 'process 0'}"
+    if process_id:
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _LOOK_SECONDS).close()
+        except OSError as error:
+            reason = f"--coordinator_address={address} cannot be reached ({error})"
+    return UserError(
+        f"{reason}, after {_JOIN_SECONDS} s; allowed: the same command on every host, an address "
+        "of process 0 that all reach, and --process_id=0, 1, ... once each"
+    )
+
+
+def _join(
+    address: str, num_processes: int | None, process_id: int | None, launcher: Launcher | None
+) -> None:
+    # `runtime.signals` handles signals.
+    jax.config.update("jax_enable_preemption_service", False)
+    # gRPC would look for the processes behind a proxy, of which JAX warns.
+    jax.config.update("jax_check_proxy_envs", False)
+    os.environ.setdefault("grpc_proxy", "")
+    gpus = launchers.own_gpus(launcher) if launcher and not address else []
+    addresses.tell_gloo(addresses.host_of(address))
+    # In any pod, JAX would ask Kubernetes for others, with a package and rights that few have.
+    kubernetes = os.environ.pop("KUBERNETES_SERVICE_HOST", None)
+    try:
+        jax.distributed.initialize(
+            address or None,
+            num_processes or (launcher.size if launcher else None),
+            process_id,
+            # An empty list stands for all; by default it is the one with this process's rank.
+            local_device_ids=None if "JAX_LOCAL_DEVICE_IDS" in os.environ else gpus,
+            initialization_timeout=2 * _JOIN_SECONDS,  # JAX would end the process
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+        )
+    except Exception as error:
+        if launcher is None and "coordinator_address should be" in str(error):
+            return  # No cluster: this process is the only one.
+        raise _cannot_join(error, launcher) from None
+    finally:
+        if kubernetes is not None:
+            os.environ["KUBERNETES_SERVICE_HOST"] = kubernetes
+
+
+def _cannot_join(error: Exception, launcher: Launcher | None) -> UserError:
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if launcher is None:
+        return UserError(f"the other processes cannot be joined: {first}")
+    return UserError(
+        f"{launcher.name} started {launcher.size} processes, which JAX cannot join ({first}); "
+        f"allowed: --coordinator_address=HOST:PORT --num_processes=${launcher.size_variable} "
+        f"--process_id=${launcher.rank_variable}"
+    )
+
+
+def _check(address: str, num_processes: int | None, process_id: int | None) -> None:
+    if not address or num_processes is None or process_id is None:
+        raise UserError(
+            "--coordinator_address, --num_processes and --process_id go together; "
+            "allowed: all three or none"
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise UserError(f"--coordinator_address={address} is not allowed; allowed: HOST:PORT")
+    if not 0 <= process_id < num_processes:
+        raise UserError(
+            f"--process_id={process_id} is not allowed; allowed: from 0 to below "
+            f"--num_processes={num_processes}"
+        )
+    if process_id == 0:
+        family = socket.AF_INET6 if (both := socket.has_dualstack_ipv6()) else socket.AF_INET
+        try:  # JAX would wait for the others without a word
+            socket.create_server(("", int(port)), family=family, dualstack_ipv6=both).close()
+        except OSError as error:
+            raise UserError(
+                f"--coordinator_address={address}: {error.strerror}; allowed: a free port"
+            ) from None

@@ -1,0 +1,81 @@
+"""What started several processes of a run: Slurm, Open MPI or another MPI, by their variables."""
+
+import glob
+import os
+from typing import NamedTuple
+
+from mnist_flax.errors import UserError
+
+# How many processes there are, and the rank of this one: in all, and on its host.
+_SIZES = {
+    "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    "Slurm": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    "MPI": ("PMI_SIZE", "PMI_RANK"),  # MPICH, Intel MPI
+}
+_LOCAL_SIZES = {
+    "Open MPI": ("OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "Slurm": ("SLURM_STEP_TASKS_PER_NODE", "SLURM_LOCALID"),
+    "MPI": ("MPI_LOCALNRANKS", "MPI_LOCALRANKID"),
+}
+# Set where Slurm itself gives each task GPUs of its own.
+_BOUND = ("SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU", "SLURM_TRES_PER_TASK")
+
+
+class Launcher(NamedTuple):
+    """Who started this process.
+
+    Attributes:
+      name: to be printed.
+      size: how many processes it started.
+      size_variable: the environment variable that says so.
+      rank_variable: the one with the rank of this process.
+    """
+
+    name: str
+    size: int
+    size_variable: str
+    rank_variable: str
+
+
+def find() -> Launcher | None:
+    """Returns who started this process and others, else who started it alone; None if nobody."""
+    found = [
+        Launcher(name, int(os.environ[size]), size, rank)
+        for name, (size, rank) in _SIZES.items()
+        if os.environ.get(size, "").isdecimal() and rank in os.environ
+    ]
+    return max(found, key=lambda launcher: launcher.size > 1, default=None)
+
+
+def own_gpus(launcher: Launcher) -> list[int]:
+    """Returns the GPUs that this process uses of those that it sees; empty for all.
+
+    JAX would use one per process. Processes that share a host have equal shares of its GPUs,
+    unless each sees its own GPUs alone.
+
+    Raises:
+      UserError: their number is no multiple of the processes on this host.
+    """
+    size_variable, rank_variable = _LOCAL_SIZES[launcher.name]
+    size, rank = _here(os.environ.get(size_variable, "1")), int(os.environ.get(rank_variable, 0))
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", os.environ.get("ROCR_VISIBLE_DEVICES"))
+    count = len(glob.glob("/dev/nvidia[0-9]*") if seen is None else seen.split(","))
+    is_bound = any(name in os.environ for name in _BOUND)
+    if size == 1 or count < size or (is_bound and launcher.name == "Slurm"):
+        return []
+    if count % size:
+        raise UserError(
+            f"{size} processes cannot share the {count} GPUs of this host equally; allowed: a "
+            "number of processes per host that divides the GPUs"
+        )
+    share = count // size
+    return list(range(rank * share, (rank + 1) * share))
+
+
+def _here(sizes: str) -> int:
+    """Returns this host's number from those of all, as Slurm writes them: '2(x3),1'."""
+    numbers = []
+    for part in sizes.split(","):
+        number, _, times = part.rstrip(")").partition("(x")
+        numbers += [int(number)] * int(times or 1)
+    return numbers[int(os.environ.get("SLURM_NODEID", 0)) if len(numbers) > 1 else 0]

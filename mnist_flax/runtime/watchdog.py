@@ -1,0 +1,85 @@
+"""Notices that another process of a run is gone: its host, its network, or itself.
+
+Every process but the first holds a connection to the first, and each end sends a byte a second. JAX
+has a watchdog too, which is slower, and which ends the process with a stack trace.
+"""
+
+import atexit
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+SECONDS = 15  # of silence; gRPC, and JAX with it, gives up a connection after 20
+_BEAT, _GOODBYE = b".", b"!"
+_CONNECT_SECONDS = 10
+
+
+def listen(address: str) -> socket.socket:
+    """Returns a socket of the first process for the others to connect to.
+
+    Args:
+      address: of this host, as the others reach it.
+
+    Raises:
+      OSError: it is not an address of this host.
+    """
+    return socket.create_server((address, 0), backlog=1_000)
+
+
+def watch_others(listener: socket.socket, lost: Callable[[str], None]) -> None:
+    """Watches all processes that connect; calls `lost` in a thread, with a reason, once one is."""
+
+    def accept() -> None:
+        while True:
+            connection, _ = listener.accept()
+            _watch(connection, lost)
+
+    threading.Thread(target=accept, name="watchdog", daemon=True).start()
+
+
+def watch_first(address: tuple[str, int], lost: Callable[[str], None]) -> None:
+    """Watches the first process, which listens at `address`, in the same way.
+
+    Does nothing if it cannot be reached there, because of a firewall for example.
+    """
+    with contextlib.suppress(OSError):
+        _watch(socket.create_connection(address, _CONNECT_SECONDS), lost)
+
+
+def leave() -> None:
+    """Tells the others that this process ends as it should, which Python's exit does too."""
+    for connection in _connections:
+        with contextlib.suppress(OSError):
+            connection.sendall(_GOODBYE)
+
+
+_connections: list[socket.socket] = []
+atexit.register(leave)
+
+
+def _watch(connection: socket.socket, lost: Callable[[str], None]) -> None:
+    connection.settimeout(SECONDS)
+    _connections.append(connection)
+
+    def send() -> None:
+        with contextlib.suppress(OSError):  # who receives will notice
+            while True:
+                connection.sendall(_BEAT)
+                time.sleep(1)
+
+    def receive() -> None:
+        reason = "its connection was closed"
+        try:
+            while received := connection.recv(100):
+                if _GOODBYE in received:
+                    return
+        except TimeoutError:
+            reason = f"nothing was heard from it for {SECONDS} s"
+        except OSError as error:
+            reason = str(error)
+        lost(reason)
+
+    for target in (send, receive):
+        threading.Thread(target=target, name="watchdog", daemon=True).start()

@@ -1,0 +1,71 @@
+"""The watchdog between real sockets: who is silent, gone, or has said goodbye."""
+
+import contextlib
+import queue
+import socket
+import time
+
+import pytest
+
+from mnist_flax.runtime import watchdog
+
+
+@pytest.fixture
+def lost(monkeypatch):
+    """The reasons that were given; half a second of silence counts."""
+    monkeypatch.setattr(watchdog, "SECONDS", 0.5)
+    monkeypatch.setattr(watchdog, "_connections", [])
+    yield queue.SimpleQueue()
+    for connection in watchdog._connections:
+        connection.close()
+
+
+@pytest.fixture
+def other(lost):
+    """The end of another process that this one, the first, watches."""
+    with watchdog.listen("127.0.0.1") as listener:
+        watchdog.watch_others(listener, lost.put)
+        with socket.create_connection(listener.getsockname()) as connection:
+            yield connection
+
+
+def test_a_silent_process_is_lost(other, lost):
+    for _ in range(4):
+        other.sendall(b".")
+        time.sleep(0.2)
+        assert lost.empty()
+    assert lost.get(timeout=5) == "nothing was heard from it for 0.5 s"
+
+
+def test_a_process_whose_connection_ends_is_lost(other, lost):
+    other.close()
+    assert lost.get(timeout=5) == "its connection was closed"
+
+
+def test_a_process_that_said_goodbye_is_not(other, lost):
+    other.sendall(b"..!")
+    other.close()
+    time.sleep(1)
+    assert lost.empty()
+
+
+def test_both_ends_beat_until_one_leaves(monkeypatch, lost):
+    monkeypatch.setattr(watchdog, "SECONDS", 1.5)
+    with watchdog.listen("127.0.0.1") as listener:
+        watchdog.watch_others(listener, lost.put)
+        watchdog.watch_first(listener.getsockname(), lost.put)
+        time.sleep(3)
+        assert lost.empty()
+        watchdog.leave()
+        for connection in watchdog._connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_WR)
+        time.sleep(2)
+        assert lost.empty()
+
+
+def test_where_the_first_cannot_be_reached_nobody_is_watched(lost):
+    with watchdog.listen("127.0.0.1") as listener:
+        address = listener.getsockname()
+    watchdog.watch_first(address, lost.put)
+    assert lost.empty() and not watchdog._connections
