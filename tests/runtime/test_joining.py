@@ -31,7 +31,7 @@ ALONE = ("", None, None)
 @contextlib.contextmanager
 def joining(*given, before="", **env):
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", before + JOIN, repr(given)],
+        [sys.executable, "-W", "error::UserWarning", "-c", before + JOIN, repr(given)],
         cwd=ROOT,
         env=environment(**env),
         stdout=subprocess.PIPE,

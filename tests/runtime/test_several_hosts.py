@@ -115,10 +115,10 @@ def test_two_hosts_are_one_process(hosts, run_main, tmp_path, files, coordinator
 @pytest.mark.parametrize("cut", [0, 1])
 def test_a_cut_cable_ends_both_hosts_and_they_resume(hosts, tmp_path, cut):
     hosts(PLAIN)
-    arguments = (*SHORT, f"--workdir={tmp_path}/run", "--config.num_epochs=100")
+    arguments = (*SHORT, f"--workdir={tmp_path}/run", "--config.num_epochs=9")
     cable = (NAMESPACES[cut], "link", "set", f"v{os.getpid()}{'ab'[cut]}")
     with pair(tmp_path, *arguments) as runs:
-        runs[0].wait_for("epoch 1/100")
+        runs[0].wait_for("epoch 1/9")
         ip("-n", *cable, "down")
         started = time.monotonic()
         try:
@@ -134,5 +134,5 @@ def test_a_cut_cable_ends_both_hosts_and_they_resume(hosts, tmp_path, cut):
     reached = epochs(tmp_path / "run")[-1]
     assert reached >= 1
     with pair(tmp_path, *arguments) as runs:
-        runs[0].wait_for(f"Resuming after epoch {reached} of 100")
-        runs[0].wait_for(f"epoch {reached + 1}/100")
+        runs[0].wait_for(f"Resuming after epoch {reached} of 9")
+        runs[0].wait_for(f"epoch {reached + 1}/9")
