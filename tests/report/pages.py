@@ -134,12 +134,12 @@ def mnist_form(ink: np.ndarray) -> np.ndarray:
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32)
     longer = max(box.shape)
-    height, width = (max(1, round(side * 20 / longer)) for side in box.shape)
+    height, width = (max(1, int(side * 20 / longer + 0.5)) for side in box.shape)
     small = Image.fromarray(box).resize((width, height), Image.Resampling.BILINEAR)
     small = np.asarray(small, np.float64)
     image = np.zeros((28, 28))
     top, left = (
-        int(np.clip(np.floor(14 - (np.arange(side) + 0.5) @ mass / mass.sum() + 0.5), 0, 28 - side))
+        int(np.clip(np.floor(14 - np.arange(side) @ mass / mass.sum() + 0.5), 0, 28 - side))
         for side, mass in ((height, small.sum(1)), (width, small.sum(0)))
     )
     image[top : top + height, left : left + width] = small

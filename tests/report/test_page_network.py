@@ -95,7 +95,7 @@ def test_drawings_take_the_form_that_pillow_gives_them():
     line = np.zeros((280, 280))
     line[40:41, 10:270] = 255  # a twentieth of a pixel high when it is 20 wide
     half = np.zeros((280, 280))
-    half[60:260, 100:125] = 255  # 2.5 pixels wide, which are rounded to 2
+    half[60:260, 100:125] = 255  # 2.5 pixels wide, which are rounded to 3
     drawings += [line, line.T, half]
     drawings = [drawing for drawing in drawings if drawing.any()]
     assert len(drawings) > 40

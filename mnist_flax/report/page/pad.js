@@ -6,13 +6,13 @@ const PEN_STEP = 10; // of an arrow key, in pixels
 
 // Brings ink, 0..255 in a flat array [height, width], into MNIST's form, as `mnist_flax.predict`
 // does: cropped to its box, the longer side scaled to 20 pixels, and placed in 28x28 so that the
-// centre of mass is at the centre. Returns uint8 [28 * 28], or null if there is no ink.
+// centre of mass is at pixel 14. Returns uint8 [28 * 28], or null if there is no ink.
 function toMnistForm(ink, width, height) {
   const box = findBox(ink, width, height);
   if (!box) return null;
   const scale = 20 / Math.max(box.width, box.height);
-  const columns = Math.max(1, roundHalfEven(box.width * scale));
-  const rows = Math.max(1, roundHalfEven(box.height * scale));
+  const columns = Math.max(1, Math.round(box.width * scale));
+  const rows = Math.max(1, Math.round(box.height * scale));
   const narrow = shrinkRows(crop(ink, width, box), box.width, columns);
   const small = transpose(shrinkRows(transpose(narrow, columns), box.height, rows), rows);
   const [top, left] = [centre(transpose(small, columns), rows), centre(small, columns)];
@@ -40,12 +40,6 @@ function crop(ink, width, box) {
     const row = box.top + Math.floor(i / box.width);
     return ink[row * width + box.left + (i % box.width)];
   });
-}
-
-// Python's `round`: halves go to the even neighbour.
-function roundHalfEven(value) {
-  const rounded = Math.round(value);
-  return rounded - value === 0.5 && rounded % 2 ? rounded - 1 : rounded;
 }
 
 // Resamples each row of `from` pixels to `to`, as Pillow's BILINEAR does: an output pixel is the
@@ -76,14 +70,14 @@ function transpose(values, width) {
 }
 
 // Returns where rows of `width` pixels begin in 28, so that their centre of mass is nearest to
-// the middle.
+// pixel 14, counted from 0, as that of MNIST's digits is.
 function centre(values, width) {
   let [sum, moment] = [0, 0];
   values.forEach((value, i) => {
     sum += value;
     moment += value * (i % width);
   });
-  const start = Math.floor(13.5 - moment / sum + 0.5);
+  const start = Math.floor(14 - moment / sum + 0.5);
   return Math.min(Math.max(start, 0), 28 - width);
 }
 
@@ -200,13 +194,15 @@ function createPad(canvas, pen, onChange) {
       ink = new Uint8ClampedArray(PAD_SIDE * PAD_SIDE);
       show();
     },
-    // Shows an image of 28x28 pixels, enlarged.
+    // Shows an image of 28x28 pixels, enlarged, its strongest ink 255, as `predict` takes a picture.
     put(pixels) {
       remember();
+      const strongest = Math.max(...pixels);
       const factor = PAD_SIDE / 28;
       ink = ink.map((_, i) => {
         const [row, column] = [Math.floor(i / PAD_SIDE), i % PAD_SIDE];
-        return pixels[Math.floor(row / factor) * 28 + Math.floor(column / factor)];
+        const pixel = pixels[Math.floor(row / factor) * 28 + Math.floor(column / factor)];
+        return (pixel * 255) / strongest;
       });
       show();
     },
