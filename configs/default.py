@@ -70,6 +70,9 @@ def get_config() -> ConfigDict:
     config.wandb.entity = ""  # user or team; empty: the login's default
     config.wandb.group = ""  # groups runs on the web page
     config.wandb.tags = ()  # as 'a,b' or "('a', 'b')"
+    config.wandb.job_type = "train"  # kind of run, to filter by on the web page
+    config.wandb.notes = ""  # shown beside the run
+    config.wandb.log_model = "none"  # none | best | all: the checkpoints to keep as artifacts
 
     config.study = ConfigDict()  # for python -m mnist_flax.study alone
     config.study.num_seeds = 10  # replicas of each variant, from config.seed on

@@ -11,10 +11,6 @@ class UserError(Exception):
     """
 
 
-class LostProcess(Exception):
-    """Another process of a run on several hosts failed or is gone: one line, and status 1."""
-
-
 def refused(name: str, value: Any, allowed: str) -> UserError:
     """Returns the error of a value given as `name`."""
     return UserError(f"{name}={value!r} is not allowed; allowed: {allowed}")

@@ -128,8 +128,7 @@ class SimpleCNN(nn.Module):
         options = {"epsilon": 1e-5, "dtype": self.dtype, "name": name}
         if self.norm == "batch":
             # Flax's running variance is that of a batch; PyTorch takes n / (n - 1) times as much.
-            options["axis_name"] = spread.axis_name()
-            return nn.BatchNorm(not train, momentum=0.9, **options)(x)
+            return nn.BatchNorm(not train, momentum=0.9, axis_name=spread.axis_name(), **options)(x)
         if self.norm == "layer":
             axes = (1, 2, 3)
             options |= {"reduction_axes": axes, "feature_axes": axes}

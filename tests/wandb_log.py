@@ -68,6 +68,8 @@ class OfflineRun:
       config: what W&B shows as the configuration.
       history: a dictionary a step, in order.
       summary: the last value of each key.
+      artifacts: its ArtifactRecords of models, in order.
+      axes: the names of metrics' step axes, by metric.
       folder: of the run.
     """
 
@@ -75,6 +77,7 @@ class OfflineRun:
         (path,) = below.glob(f"**/{name}/*.wandb")
         self.folder = path.parent
         self.config, self.history, self.summary = {}, [], {}
+        self.artifacts, self.axes = [], {}
         for record in _finished_records(path):
             kind = record.WhichOneof("record_type")
             if kind == "run":
@@ -84,5 +87,10 @@ class OfflineRun:
                 self.config |= _values(record.config.update)
             elif kind == "history":
                 self.history.append(_values(record.history.item))
+            elif kind == "artifact":
+                self.artifacts += [record.artifact] if record.artifact.type == "model" else []
+            elif kind == "metric":
+                name = record.metric.name or record.metric.glob_name
+                self.axes[name] = record.metric.step_metric
             elif kind == "summary":
                 self.summary |= _values(record.summary.update)

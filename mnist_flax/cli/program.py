@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
-from mnist_flax.errors import LostProcess, UserError
+from mnist_flax.errors import UserError
 from mnist_flax.runtime import background, interpreter, output, process, signals
+from mnist_flax.runtime.signals import LostProcess
 
 
 def run(

@@ -190,6 +190,8 @@ class WandB(Observer):
       dataset: for the table of misclassified digits.
       steps_per_epoch: of the run.
       pictures: logged as they are drawn.
+      page: logged at the end.
+      models: the checkpoints to log, 'none', 'best' or 'all'.
       line: prints a line.
     """
 
@@ -197,6 +199,8 @@ class WandB(Observer):
     dataset: Dataset
     steps_per_epoch: int
     pictures: Pictures
+    page: Page
+    models: str
     line: Callable[[str], None]
 
     def start(self, history: History) -> None:
@@ -208,6 +212,8 @@ class WandB(Observer):
     def epoch(self, history: History, test: Evaluation) -> None:
         self._log_epoch(history, history.epoch)  # first: numbers do not depend on a drawing
         self._log_pictures(history.records[-1]["step"], ["predictions"])
+        if self.models == "all":
+            self._log_model(history, history.epoch)
 
     def finish(
         self, history: History, test: Evaluation, summary: dict[str, Any], variables: Any
@@ -217,6 +223,10 @@ class WandB(Observer):
         self._log_pictures(step, ["misclassified", "confusion"])
         names = self.dataset.class_names
         self.tracker.log_misclassified(step, images, labels, test.probabilities[wrong], names)
+        if self.page.path.exists():
+            self.tracker.log_page(step, self.page.path)
+        if self.models == "best":
+            self._log_model(history, history.best["epoch"])
         scalars = {k: v for k, v in summary.items() if isinstance(v, int | float | str)}
         self._finish(scalars)
 
@@ -236,6 +246,10 @@ class WandB(Observer):
         # The steps' own train/loss and train/accuracy stand beside the epoch's means.
         renamed = {k.replace("train/", "train/epoch_"): v for k, v in record.items() if k != "step"}
         self.tracker.log(record["step"], renamed)
+
+    def _log_model(self, history: History, epoch: int) -> None:
+        is_best = history.best["epoch"] == epoch
+        self.tracker.log_model(self.page.path.parent, epoch, is_best)
 
     def _log_pictures(self, step: int, names: Sequence[str]) -> None:
         drawn = self.pictures.drawn

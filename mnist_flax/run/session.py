@@ -52,9 +52,7 @@ class Session:
     together = staticmethod(hosts.together)
 
     def __init__(self, config: ConfigDict, workdir: str):
-        self._config = config
-        self._given = workdir
-        self._path = pathlib.Path()
+        self._config, self._given, self._path = config, workdir, pathlib.Path()
         self._folder: Workdir | None = None  # in process 0, which alone writes, tracks and draws
         self._history = History()
         self._has_begun = False
@@ -267,7 +265,8 @@ def _create_observers(
         extra_tags=["sample"] if dataset.source == "sample" else [],
         say=line,
     )
-    wandb = WandB(tracker, dataset, steps_per_epoch, pictures, line)
+    models = config.wandb.log_model
+    wandb = WandB(tracker, dataset, steps_per_epoch, pictures, page, models, line)
     # W&B logs the pictures, and can stall: by then, everything else is on the disk.
     return [pictures, Files(folder, dataset), page, wandb, console]
 

@@ -1,6 +1,8 @@
-"""summary.json: what came of a run."""
+"""What came of a run, and what it was made with: summary.json and dataset.json."""
 
 import datetime
+import importlib.metadata
+import platform
 from typing import Any
 
 import jax
@@ -10,8 +12,10 @@ from ml_collections import ConfigDict
 from mnist_flax.data import Dataset
 from mnist_flax.evaluate import Evaluation
 from mnist_flax.run.history import History
-from mnist_flax.run.workdir import versions
 from mnist_flax.runtime import process
+
+_PACKAGES = ["jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "wandb"]
+_PACKAGES.append("tensorflow-datasets")
 
 
 def summarize(
@@ -65,3 +69,23 @@ def class_accuracies(confusion: np.ndarray) -> list[float | None]:
     return [
         float(row[label] / row.sum()) if row.sum() else None for label, row in enumerate(confusion)
     ]
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """Returns what it takes to use a network that was trained on these data."""
+    return {
+        "name": dataset.name,
+        "source": dataset.source,
+        "title": dataset.title,
+        "class_names": dataset.class_names,
+        "image_shape": dataset.test.images.shape[1:],
+        "mean": dataset.mean,
+        "std": dataset.std,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the libraries that a result depends on."""
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in _PACKAGES
+    }

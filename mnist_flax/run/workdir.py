@@ -1,7 +1,6 @@
 """The folder of a run: config.json, metrics.jsonl, summary.json, figures/ and checkpoints/."""
 
 import datetime
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -15,6 +14,7 @@ from mnist_flax.evaluate import Evaluation
 from mnist_flax.report.observers import Observer
 from mnist_flax.run.configs import default_values, flatten
 from mnist_flax.run.history import History
+from mnist_flax.run.summary import describe
 from mnist_flax.runtime.files import is_not_offered, is_url, sync, write_whole
 
 try:
@@ -26,8 +26,6 @@ except ImportError:  # Windows has no such lock
 MayDiffer = Callable[[str, dict[str, Any], dict[str, Any]], bool]
 
 _NAMED = 8  # differing fields, in an error
-_PACKAGES = ["jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "wandb"]
-_PACKAGES.append("tensorflow-datasets")
 DATASET = "dataset.json"
 REPLICAS = "replicas"  # in the folder of a study
 
@@ -149,26 +147,6 @@ class Files(Observer):
         self, history: History, test: Evaluation, summary: dict[str, Any], variables: Any
     ) -> None:
         self._folder.write_json("summary.json", summary)
-
-
-def describe(dataset: Dataset) -> dict[str, Any]:
-    """Returns what it takes to use a network that was trained on these data."""
-    return {
-        "name": dataset.name,
-        "source": dataset.source,
-        "title": dataset.title,
-        "class_names": dataset.class_names,
-        "image_shape": dataset.test.images.shape[1:],
-        "mean": dataset.mean,
-        "std": dataset.std,
-    }
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the libraries that a result depends on."""
-    return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in _PACKAGES
-    }
 
 
 def is_free(name: str) -> bool:

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mnist_flax.errors import LostProcess, UserError
+from mnist_flax.errors import UserError
 from mnist_flax.runtime import addresses, watchdog
+from mnist_flax.runtime.signals import LostProcess
 
 _GRACE_SECONDS = 10  # for process 0 to complete a checkpoint when another process is gone
 _MESSAGE_BYTES = 2_000

@@ -30,6 +30,10 @@ class Interrupted(BaseException):
         self.workdir = workdir
 
 
+class LostProcess(Exception):
+    """Another process of a run on several hosts failed or is gone: one line, and status 1."""
+
+
 class _Received:
     """What has come so far, and whether it waits to be asked for."""
 

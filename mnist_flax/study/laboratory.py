@@ -21,6 +21,7 @@ from mnist_flax.run.checkpoint import snapshot
 from mnist_flax.run.configs import flatten
 from mnist_flax.run.history import History
 from mnist_flax.run.saver import Saver
+from mnist_flax.run.summary import versions
 from mnist_flax.run.workdir import (
     REPLICAS,
     Workdir,
@@ -28,7 +29,6 @@ from mnist_flax.run.workdir import (
     check_same,
     check_workdir,
     is_free,
-    versions,
 )
 from mnist_flax.runtime import compilation, devices, memory, signals
 from mnist_flax.runtime.signals import Interrupted

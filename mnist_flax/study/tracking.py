@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from mnist_flax.report.tracking import Tracker, give_up
+from mnist_flax.report.service import give_up
+from mnist_flax.report.tracking import Tracker
 from mnist_flax.runtime.background import Background, lower_priority
 from mnist_flax.study.store import Replica, ReplicaStore
 

@@ -121,6 +121,12 @@ class FakeTracker:
     def log_misclassified(self, step, images, labels, probabilities, class_names):
         self.told.append(("table", step, images, labels, probabilities, class_names))
 
+    def log_page(self, step, path):
+        self.told.append(("page", step, path.read_text()))
+
+    def log_model(self, workdir, epoch, is_best):
+        self.told.append(("model", workdir, epoch, is_best))
+
     def finish(self, summary, **options):
         self.told.append(("finish", summary, options))
         self.offline_folder = "run/wandb/offline"
@@ -128,10 +134,22 @@ class FakeTracker:
 
 class TestWandB:
     @pytest.fixture
-    def wandb(self):
+    def wandb(self, tmp_path):
         self.said = []
-        pictures = SimpleNamespace(drawn={})
-        return WandB(FakeTracker(), DATASET, STEPS, pictures, self.said.append)
+        pictures, page = SimpleNamespace(drawn={}), SimpleNamespace(path=tmp_path / "report.html")
+        return WandB(FakeTracker(), DATASET, STEPS, pictures, page, "none", self.said.append)
+
+    @pytest.mark.parametrize(("models", "expected"), [("none", []), ("best", [2]), ("all", [1, 2])])
+    def test_checkpoints_and_the_page(self, wandb, tmp_path, models, expected):
+        wandb.models = models
+        wandb.page.path.write_text("<p>")
+        wandb.start(history(0))
+        wandb.epoch(history(1), TEST)
+        wandb.epoch(history(2), TEST)
+        wandb.finish(history(2), TEST, {}, {})
+        told = [entry for entry in wandb.tracker.told if entry[0] == "model"]
+        assert told == [("model", tmp_path, epoch, True) for epoch in expected]
+        assert ("page", 6, "<p>") in wandb.tracker.told
 
     def test_numbers_of_an_epoch_come_before_its_pictures(self, wandb):
         wandb.pictures.drawn = {"curves": "C", "predictions": "P", "augmentation": "A"}

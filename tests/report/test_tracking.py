@@ -1,6 +1,7 @@
 import io
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 from concurrent.futures import Future
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mnist_flax import predict
 from mnist_flax.report.tracking import Tracker
-from tests.runs import ROOT, TINY, environment, summary
+from tests.runs import ROOT, TINY, environment, records, summary
 from tests.wandb_log import OfflineRun
 
 
@@ -73,6 +75,33 @@ def test_an_offline_run_holds_everything(start, tmp_path):
     assert pathlib.Path(tracker.offline_folder).resolve() == written.folder
 
 
+def test_what_the_real_command_leaves(run_main, tmp_path):
+    """Checkpoints as artifacts that can be loaded, the page, and what is drawn over epochs."""
+    fields = {"mode": "offline", "log_model": "all", "job_type": "trial", "notes": "some notes"}
+    arguments = [f"--config.wandb.{name}={value}" for name, value in fields.items()]
+    run = tmp_path / "run"
+    done = run_main(*TINY, *arguments, "--config.num_epochs=2", f"--workdir={run}")
+    assert done.returncode == 0, done.stderr
+    written = OfflineRun(run)
+    assert (written.run.job_type, written.run.notes) == ("trial", "some notes")
+    best = max(records(run), key=lambda record: record["test/accuracy"])["epoch"]
+    assert [sorted(artifact.aliases) for artifact in written.artifacts] == [
+        ["best", "latest"] if epoch == 1 or epoch == best else ["latest"] for epoch in (1, 2)
+    ]
+    for epoch, artifact in enumerate(written.artifacts, 1):
+        for entry in artifact.manifest.contents:  # put together as W&B's server would
+            path = tmp_path / f"{epoch}" / entry.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(entry.local_path, path)
+        assert predict.load(str(tmp_path / f"{epoch}")).epoch == epoch
+    assert written.axes["test/*"] == written.axes["test/accuracy"] == "epoch"
+    assert "train/loss" not in written.axes  # over steps, W&B's default
+    (page,) = (row["report"] for row in written.history if "report" in row)
+    assert (written.folder / "files" / page["path"]).read_text() == (
+        run / "report.html"
+    ).read_text()
+
+
 def test_auto_without_a_login_is_offline(start, tmp_path):
     log_a_run(start(mode="auto"))
     assert OfflineRun(tmp_path).summary["final_test_accuracy"] == 0.875
@@ -89,10 +118,10 @@ def test_a_server_that_refuses_costs_no_wait_and_no_data(tmp_path):
     script = f"""
 import time, sys
 sys.path.insert(0, {str(ROOT)!r})
-from mnist_flax.report import tracking
+from mnist_flax.report import service, tracking
 from tests.report.test_tracking import log_a_run
 from configs import default
-tracking._INIT_SECONDS = 3
+service._INIT_SECONDS = 3
 config = default.get_config()
 config.wandb.mode = "online"
 started = time.monotonic()
@@ -150,6 +179,7 @@ def test_disabled_imports_nothing(tiny_config, tmp_path):
     script = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
+from mnist_flax import predict
 from mnist_flax.report.tracking import Tracker
 from configs import default
 config = default.get_config()
@@ -197,6 +227,7 @@ def refused(tmp_path_factory):
 import json, os, pathlib, sys
 import wandb
 from configs import default
+from mnist_flax import predict
 from mnist_flax.report.tracking import Tracker
 
 folder = pathlib.Path(sys.argv[1])

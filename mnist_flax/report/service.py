@@ -1,0 +1,119 @@
+"""W&B's own process: how it starts, what it says, and how it is ended."""
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+
+from mnist_flax.runtime.background import IMPORTING
+
+_INIT_SECONDS = 30  # for the server to answer; then the run is kept offline
+
+
+def start(mode: str, settings: dict[str, Any], say: Callable[[str], None]) -> Any:
+    """Starts a W&B run, offline where it cannot be online.
+
+    Args:
+      mode: 'auto', 'online' or 'offline'.
+      settings: of `wandb.init`.
+      say: prints a line.
+
+    Raises:
+      Exception: whatever W&B raises, if it cannot even be offline.
+    """
+    with IMPORTING:
+        import wandb
+
+    variables = [name for name in os.environ if name.startswith("WANDB_")]
+    try:
+        return _init(wandb, mode, settings, say)
+    except Exception as error:  # W&B has errors of many kinds for settings that it refuses
+        is_setting = not isinstance(error, wandb.errors.CommError)
+        is_setting |= isinstance(error, wandb.errors.AuthenticationError)
+        if mode == "offline" and not (is_setting and variables):
+            raise  # it would fail again
+        what = "it cannot start as it is set up" if is_setting else "no connection"
+        reason = one_line(str(error)) or type(error).__name__
+        say(f"W&B: {what} ({reason}), so the run is kept offline")
+        give_up()  # otherwise the run's name is still taken
+        for name in variables if is_setting else ():
+            os.environ.pop(name, None)
+        return _init(wandb, "offline", settings, say)
+
+
+class _Warnings:
+    """Prints what W&B warns about while it starts, a line each, after what it was doing."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self._say = say
+        self._doing = ""
+
+    def info(self, message: str) -> None:
+        """Notes what W&B says that it is doing."""
+        self._doing = f"{one_line(message)}: "
+
+    def warning(self, message: str) -> None:
+        """Prints a line."""
+        self._say(f"W&B: {self._doing}{one_line(message)}")
+
+    error = warning
+
+
+def _init(wandb: Any, mode: str, settings: dict[str, Any], say: Callable[[str], None]) -> Any:
+    """Starts a W&B run, offline if `mode` is 'online' or 'auto' and nobody is logged in."""
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE", "") or "auto"
+    known = {} if mode == "auto" else {"mode": mode}
+    quiet = wandb.Settings(silent=True, console="off", init_timeout=_INIT_SECONDS, **known)
+    wandb.termsetup(quiet, _Warnings(say))
+    wandb.setup(quiet)
+    wandb.termsetup(quiet, _Warnings(say))  # `setup` puts W&B's own logger back
+    if token := os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        open(token).close()  # W&B's service would crash
+    if mode in ("auto", "online"):
+        is_logged_in = wandb.login(prompt=False, verify=False)
+        if not is_logged_in and mode == "online":
+            say("W&B: not logged in (wandb login), so the run is kept offline")
+        mode = "online" if is_logged_in else "offline"
+    wandb.termsetup(quiet, None)  # what it has to say of the run itself is no news
+    return wandb.init(**settings, mode=mode, settings=quiet)
+
+
+def give_up() -> None:
+    """Ends W&B's service process at once, and what W&B would do about that at the exit."""
+    for service in services():
+        with contextlib.suppress(psutil.Error):
+            service.kill()
+    # W&B finds its service gone, and asks Python to exit with the service's status. There is no
+    # such module if importing it failed.
+    with contextlib.suppress(Exception, SystemExit):
+        sys.modules["wandb"].teardown()
+
+
+def services() -> list[psutil.Process]:
+    """Returns W&B's service processes that are alive."""
+    try:
+        children = psutil.Process().children(recursive=True)
+    except (psutil.Error, OSError):  # where processes do not see each other
+        return []
+    return [child for child in children if _is_service(child)]
+
+
+def _is_service(process: psutil.Process) -> bool:
+    try:
+        return "wandb" in process.name() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:  # it has ended
+        return False
+
+
+def one_line(text: str) -> str:
+    """Returns a message of W&B in one line, without what only its developers need."""
+    noise = r"^wandb: (WARNING |ERROR )?| \[type=.*\]$"
+    lines = [re.sub(noise, "", line).strip(" .:") for line in text.splitlines()]
+    dull = r"\d+ validation errors? for Settings$|For further information|$"
+    lines = [line for line in lines if not re.match(dull, line)]
+    return ": ".join(lines[-1:] if "Traceback" in text else lines)
