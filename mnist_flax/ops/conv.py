@@ -58,7 +58,7 @@ def conv_general_dilated(
     """Convolves as `lax.conv_general_dilated` does, and by it unless the convolution is plain.
 
     A plain convolution has floats of 32 bits or fewer, two dimensions, NHWC and HWIO, no dilation,
-    no groups, default precision, and no negative padding.
+    no groups, default precision, no negative padding, and a batch size that is known.
 
     Args:
       lhs: float `[batch, height, width, in]`.
@@ -91,6 +91,8 @@ def _is_plain(
     **others: Any,
 ) -> bool:
     if lhs.ndim != 4 or lhs.dtype != rhs.dtype or lhs.dtype not in _DTYPES:
+        return False
+    if not isinstance(lhs.shape[0], int):  # a program that is exported for any batch size
         return False
     given = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     return (

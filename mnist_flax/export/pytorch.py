@@ -1,0 +1,13 @@
+"""The weights for PyTorch, under the names that the module in docs/use.md gives them."""
+
+from safetensors import numpy as safetensors
+
+from mnist_flax.export.weights import state_dict
+from mnist_flax.predict import Classifier
+
+USE = "to use it, see docs/use.md: load_state_dict(safetensors.torch.load_file('{path}'))"
+
+
+def export(classifier: Classifier) -> bytes:
+    """Returns the weights as safetensors."""
+    return safetensors.save(state_dict(classifier))

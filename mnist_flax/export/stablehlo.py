@@ -1,0 +1,28 @@
+"""StableHLO, the language of XLA, with what `jax.export` needs to call it."""
+
+import flatbuffers  # noqa: F401  jax.export needs it, but does not require it
+import jax
+from jax import export as jax_export
+
+from mnist_flax import data, model
+from mnist_flax.predict import Classifier
+
+USE = "to use it: jax.export.deserialize(open('{path}', 'rb').read()).call(images)"
+_PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export(classifier: Classifier) -> bytes:
+    """Returns a function of uint8 `[n, height, width, channels]`, for any n and all platforms."""
+    about, config = classifier.about, classifier.config.model.copy_and_resolve_references()
+    config.dtype = "float32"
+    network = model.create_model(config, len(about.class_names))
+    variables = jax.device_get(classifier.state.eval_variables)
+
+    def probabilities(images: jax.Array) -> jax.Array:
+        inputs = data.normalize(images, about.mean, about.std)
+        return jax.nn.softmax(network.apply(variables, inputs, train=False))
+
+    (n,) = jax_export.symbolic_shape("n")
+    images = jax.ShapeDtypeStruct((n, *about.image_shape), "uint8")
+    exported = jax_export.export(jax.jit(probabilities), platforms=_PLATFORMS)(images)
+    return bytes(exported.serialize())

@@ -1,0 +1,25 @@
+"""The weights in PyTorch's layout, which is ONNX's too."""
+
+import jax
+import numpy as np
+
+from mnist_flax.predict import Classifier
+
+_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+_AXES = {4: (3, 2, 0, 1), 3: (2, 0, 1)}  # by the number of axes: of a kernel, and of a layer norm
+
+
+def state_dict(classifier: Classifier) -> dict[str, np.ndarray]:
+    """Returns float32 'conv1_1.weight' and so on, and 'mean' and 'std' of the pixels in 0..1.
+
+    Kernels are `[out, in, height, width]`, and the weight and bias of a layer norm are
+    `[channels, height, width]`.
+    """
+    about = classifier.about
+    arrays = {"mean": np.array(about.mean, np.float32), "std": np.array(about.std, np.float32)}
+    for layers in jax.device_get(classifier.state.eval_variables).values():
+        for layer, values in layers.items():
+            for name, value in values.items():
+                array = np.transpose(value, _AXES.get(value.ndim))
+                arrays[f"{layer}.{_NAMES.get(name, name)}"] = np.ascontiguousarray(array)
+    return arrays

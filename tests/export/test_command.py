@@ -1,0 +1,165 @@
+"""`python -m mnist_flax.export`, as people run it, and its files, as people load them."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mnist_flax import predict
+from mnist_flax.sources import sample
+from tests.runs import ROOT, TINY, environment
+
+PAGE = ROOT / "docs" / "use.md"
+# The tests hide a package from the command by a name that cannot be imported.
+HIDDEN = (
+    "import sys; sys.modules[{!r}] = None; import runpy; runpy.run_module({!r}, alter_sys=True)"
+)
+
+
+def code_block(heading: str) -> str:
+    """The Python that the page prints under a heading of the third level."""
+    (section,) = re.findall(rf"^### {heading}\n(.*?)(?=^##|\Z)", PAGE.read_text(), re.M | re.S)
+    return "\n\n".join(re.findall(r"^```python\n(.*?)^```$", section, re.M | re.S))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return sample.load().test.images
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    def export(workdir, *arguments: str, python=("-m", "mnist_flax.export"), **env: str):
+        return subprocess.run(
+            [sys.executable, *python, f"--workdir={workdir}", *arguments],
+            cwd=tmp_path_factory.getbasetemp(),
+            env=environment(PYTHONPATH=str(ROOT), **env),
+            capture_output=True,
+            text=True,
+        )
+
+    return export
+
+
+@pytest.fixture
+def in_a_clean_process(tmp_path, images):
+    """Runs Python on the test images where this project and Flax cannot be imported."""
+
+    def run(code: str) -> np.ndarray:
+        np.save(tmp_path / "images.npy", images)
+        before = "import sys; sys.modules.update(dict.fromkeys(('flax', 'mnist_flax')))\n"
+        load = "import numpy as np\nimages = np.load('images.npy')\n"
+        after = "\nnp.save('probabilities.npy', np.asarray(probabilities))\n"
+        done = subprocess.run(
+            [sys.executable, "-c", before + load + code + after],
+            cwd=tmp_path,
+            env=environment(PYTHONPATH=None),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return np.load(tmp_path / "probabilities.npy")
+
+    return run
+
+
+def assert_same(actual: np.ndarray, finished, images: np.ndarray) -> None:
+    expected = predict.load(str(finished))(images)
+    assert actual.dtype == np.float32
+    np.testing.assert_array_equal(actual.argmax(1), expected.argmax(1))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
+
+
+def test_stablehlo_by_jax_alone(export, finished, images, in_a_clean_process, tmp_path):
+    pytest.importorskip("flatbuffers")
+    done = export(finished, "--format=stablehlo", f"--output={tmp_path}/model.stablehlo")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(
+        rf"Wrote {tmp_path}/model.stablehlo, epoch 4, \d+ kB; to use it: .*\n", done.stdout
+    )
+    every_size = "\nfor n in (1, 3, 100): np.testing.assert_allclose("
+    every_size += "exported.call(images[:n]), probabilities[:n], rtol=0, atol=1e-6)"
+    code = code_block("StableHLO").replace("runs/1", str(tmp_path))
+    assert_same(in_a_clean_process(code + every_size), finished, images)
+
+
+def test_onnx_by_onnxruntime(export, finished, images, in_a_clean_process, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    done = export(finished, "--format=onnx", f"--output={tmp_path}/model.onnx")
+    assert (done.returncode, done.stderr) == (0, "")
+    code = code_block("ONNX").replace("runs/1", str(tmp_path))
+    every_size = "\nfor n in (1, 3, 100): np.testing.assert_allclose(session.run("
+    every_size += "None, {'images': images[:n]})[0], probabilities[:n], rtol=0, atol=1e-6)"
+    assert_same(in_a_clean_process(code + every_size), finished, images)
+
+
+def test_pytorch_by_the_module_of_the_page(export, finished, images, in_a_clean_process, tmp_path):
+    pytest.importorskip("safetensors")
+    pytest.importorskip("torch")
+    done = export(finished, "--format=pytorch", f"--output={tmp_path}/model.safetensors")
+    assert (done.returncode, done.stderr) == (0, "")
+    code = code_block("PyTorch").replace("runs/1", str(tmp_path))
+    narrow = code.replace("SimpleCNN()", "SimpleCNN(((4,), (8,)), ((5,), (3,)))")
+    assert narrow != code
+    assert_same(in_a_clean_process(narrow), finished, images)
+
+
+def test_the_module_of_the_page_is_that_of_the_default_recipe():
+    torch = pytest.importorskip("torch")
+    namespace = {}
+    exec(code_block("PyTorch").partition("\nnetwork =")[0], namespace)
+    network = namespace["SimpleCNN"]()
+    assert sum(parameter.numel() for parameter in network.parameters()) == 235_546
+    assert network(torch.zeros(2, 1, 28, 28, dtype=torch.uint8)).shape == (2, 10)
+
+
+def test_averaged_weights_and_a_single_view(run_main, export, images, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    run = tmp_path / "run"
+    aside = ["--config.evaluation.num_views=3", "--config.optimizer.ema_decay=0.9"]
+    done = run_main(*TINY, *aside, "--config.num_epochs=2", f"--workdir={run}")
+    assert done.returncode == 0, done.stderr
+    done = export(run, "--format=onnx", "--checkpoint=1")
+    assert done.returncode == 0, done.stderr
+    note, wrote = done.stdout.splitlines()
+    assert note == "It sees each image once; the run averaged 3 views"
+    assert wrote.startswith(f"Wrote {run}/model.onnx, epoch 1, ")
+    classifier = predict.load(str(run), "1")
+    classifier.config.evaluation.num_views = 1  # before anything is compiled
+    session = onnxruntime.InferenceSession(run / "model.onnx")
+    actual = session.run(None, {"images": images[:100]})[0]
+    np.testing.assert_allclose(actual, classifier(images[:100]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--format is missing; allowed: one of stablehlo, onnx, pytorch"),
+        (["--format=tflite"], "flag --format=tflite: value should be one of <stablehlo|onnx|"),
+        (["--format=onnx", "1.png"], "1.png cannot be exported; allowed: only flags"),
+        (["--format=onnx", "--checkpoint=9"], "--checkpoint=9 is not there; allowed: latest"),
+        (["--format=onnx", "--output=no/file"], "no/file cannot be written: No such file or"),
+    ],
+)
+def test_bad_flags_are_one_line(export, finished, arguments, message):
+    pytest.importorskip("onnx")
+    done = export(finished, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("form", "package"),
+    [("stablehlo", "flatbuffers"), ("onnx", "onnx"), ("pytorch", "safetensors")],
+)
+def test_a_missing_extra_is_one_line(export, tmp_path, form, package):
+    code = HIDDEN.format(package, "mnist_flax.export")
+    code = f"{code[:-1]}, run_name='__main__')"
+    done = export(tmp_path, f"--format={form}", python=("-c", code))
+    expected = f"error: --format={form} needs {package}; pip install -e '.[{form}]'\n"
+    assert (done.returncode, done.stderr) == (2, expected)
+    assert not list(tmp_path.iterdir())
