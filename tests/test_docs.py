@@ -24,7 +24,10 @@ COMMANDS = {
     "mnist_flax/study/__main__.py": "python -m mnist_flax.study",
     "mnist_flax/benchmark/__main__.py": "python -m mnist_flax.benchmark",
     "mnist_flax/benchmark/tpu.py": "python -m mnist_flax.benchmark.tpu",
+    "mnist_flax/predict/__main__.py": "python -m mnist_flax.predict",
+    "mnist_flax/export/__main__.py": "python -m mnist_flax.export",
 }
+USE = ("python -m mnist_flax.predict", "python -m mnist_flax.export")  # of a run: no --config
 
 
 @functools.cache
@@ -112,9 +115,11 @@ def test_every_field_is_described_once_under_its_group():
 @pytest.mark.parametrize(("file", "command"), COMMANDS.items(), ids=COMMANDS.values())
 def test_every_flag_of_a_command_is_described(file, command):
     defined = re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", (ROOT / file).read_text())
-    described = rows(section(ROOT / "docs" / "flags.md", f"Flags of `{command}`"))
+    page = ROOT / "docs" / ("use.md" if command in USE else "flags.md")
+    described = rows(section(page, f"Flags of `{command}`"))
     assert defined
-    assert {f"`--{name}`" for name in (*defined, "config")} == {row[0] for row in described}
+    names = defined if command in USE else (*defined, "config")
+    assert {f"`--{name}`" for name in names} == {row[0] for row in described}
 
 
 @EVERY_PAGE
