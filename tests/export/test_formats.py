@@ -13,11 +13,9 @@ from jax import export as jax_export
 from configs import default
 from mnist_flax.predict.classifier import About, Classifier
 from mnist_flax.run.history import History
-from tests.core.test_model import FACTORS, covering_pairs
 from tests.parity import test_parity as parity
 
 ABOUT = About("mnist", "tfds", "MNIST", tuple("0123456789"), (27, 27, 1), 0.1307, 0.3081)
-PAIRS = {"-".join(chosen[:4]) for chosen in covering_pairs()}
 EVERY_VARIANT = pytest.mark.parametrize("variant", parity.VARIANTS)
 
 
@@ -25,8 +23,8 @@ def classifier(variant: str, dtype: str = "float32") -> Classifier:
     config = default.get_config()
     config.model.update(parity.SMALL_CHANNELS)
     config.model.dtype = dtype
-    factors = dict(zip(list(FACTORS)[:4], variant.split("-"), strict=True))
-    config.model.update(factors)
+    names = ("norm", "norm_position", "downsample", "padding")
+    config.model.update(dict(zip(names, variant.split("-"), strict=True)))
     state = types.SimpleNamespace(eval_variables=parity._load_variables(variant, "float32"))
     history = History(records=({"epoch": 1, "test/accuracy": 0.5},))
     return Classifier(config, ABOUT, state, history)
@@ -47,13 +45,7 @@ def assert_same(actual: np.ndarray, variant: str) -> None:
     np.testing.assert_allclose(actual, expected(variant), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [
-        variant if variant in PAIRS else pytest.param(variant, marks=pytest.mark.slow)
-        for variant in parity.VARIANTS
-    ],
-)
+@EVERY_VARIANT
 def test_stablehlo(variant):
     pytest.importorskip("flatbuffers", reason="jax.export needs flatbuffers")
     from mnist_flax.export import stablehlo
