@@ -53,6 +53,7 @@ def run(
         if interpreter.goes_on():
             for flag in list(flags.FLAGS.flags_by_module_dict().get(sys.argv[0], [])):
                 delattr(flags.FLAGS, flag.name)  # a second run of the file defines it again
+            flags.FLAGS.unparse_flags()
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -166,5 +166,7 @@ def _compile(lower: Callable[..., jax.stages.Lowered], *args: Any) -> jax.stages
 
 def _memory(compiled: jax.stages.Compiled) -> int:
     needed = compiled.memory_analysis()
+    if needed is None:  # not every backend tells
+        return 0
     both = needed.argument_size_in_bytes + needed.output_size_in_bytes
     return both + needed.temp_size_in_bytes - needed.alias_size_in_bytes

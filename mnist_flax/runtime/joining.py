@@ -9,7 +9,7 @@ from concurrent.futures import Future
 import jax
 
 from mnist_flax.errors import UserError
-from mnist_flax.runtime import addresses, hosts, launchers
+from mnist_flax.runtime import addresses, hosts, interpreter, launchers
 from mnist_flax.runtime.background import Background
 from mnist_flax.runtime.launchers import Launcher
 
@@ -44,6 +44,8 @@ def initialize(
         _check(*given)
     launcher = launchers.find()
     size = num_processes or (launcher.size if launcher else 0)
+    if not size and interpreter.goes_on():
+        return  # a notebook is alone, and JAX may have been used in it
     if size == 1:
         return  # the launcher may say more to JAX: a Slurm job's tasks are not those of its step
     if size:

@@ -12,7 +12,7 @@ from absl import flags
 
 def command_line() -> list[str]:
     """Returns the words of the command that started this process."""
-    module = sys.modules["__main__"].__spec__
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # IPython's has none
     start = ["-m", module.name.removesuffix(".__main__")] if module else sys.argv[:1]
     return ["python", *start, *sys.argv[1:]]
 

@@ -77,6 +77,8 @@ def _watch(connection: socket.socket, lost: Callable[[str], None]) -> None:
                     return
         except TimeoutError:
             reason = f"nothing was heard from it for {SECONDS} s"
+        except ConnectionError:
+            pass  # it was closed before all was read
         except OSError as error:
             reason = str(error)
         lost(reason)
