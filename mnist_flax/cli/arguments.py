@@ -88,6 +88,8 @@ def _explain(error: Exception) -> str:
     if "Traceback" in text:  # of a recipe; its last line names the error
         text = text.splitlines()[-1]
     text = " ".join(text.split())
+    if unknown := re.match(r"Unknown command line flag '([\w.-]+)'", text):
+        return f"{text}; {fields.suggest(unknown[1])}allowed: those of docs/flags.md"
     match = re.search(r"--config\.([\w.]+)=", text)
     if match and match[1] in fields.FIELDS:
         return f"{text}; allowed: {fields.FIELDS[match[1]].allowed}"

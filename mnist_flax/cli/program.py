@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 
 from mnist_flax.errors import UserError
-from mnist_flax.runtime import background, interpreter, output, process, signals
+from mnist_flax.runtime import background, interpreter, output, process, signals, watchdog
 from mnist_flax.runtime.signals import LostProcess
 
 
@@ -33,6 +33,7 @@ def run(
     def call(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # JAX would name every backend it does not find
         main(argv[1:])
+        watchdog.leave()
         if background.is_abandoned():
             _exit(0)
 
@@ -66,7 +67,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
 def end_lost(error: LostProcess) -> None:
     """Ends the process, from any thread, because another of its run is gone."""
     _ending.acquire()  # and never released, so that one line is printed
-    print(f"error: {error}; to resume, start them all again: {again('')}", file=sys.stderr)
+    print(
+        f"error: {error}; to resume, start them all again: {again(error.workdir)}", file=sys.stderr
+    )
     _exit(1, at_once=True)  # otherwise JAX would wait for the process that is gone
 
 
@@ -75,6 +78,8 @@ _ending = threading.Lock()
 
 def _exit(status: int, at_once: bool = False) -> None:
     """Exits, without Python's own clean-up if that could not end well."""
+    if not at_once:
+        watchdog.leave()
     if not at_once and background.is_abandoned():
         from mnist_flax.runtime import hosts
 

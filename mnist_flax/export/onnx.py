@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, checker, helper, numpy_helper
 
+from mnist_flax.errors import UserError
 from mnist_flax.export.weights import state_dict
 from mnist_flax.predict import Classifier
 
@@ -89,10 +90,12 @@ class _Nodes:
         elif self._config.norm == "group":
             groups = self._config.num_groups
             self._add("GroupNormalization", *weights, num_groups=groups, epsilon=_EPSILON)
+        elif self._config.norm != "none":
+            raise UserError(f"config.model.norm={self._config.norm} has no form in ONNX here")
 
     def _downsample(self, layer: str) -> None:
         if self._config.downsample == "strided":
             self._conv(layer, stride=2)
             return
-        operation = "MaxPool" if self._config.downsample == "max" else "AveragePool"
+        operation = {"max": "MaxPool", "avg": "AveragePool"}[self._config.downsample]
         self._add(operation, kernel_shape=(2, 2), strides=(2, 2))

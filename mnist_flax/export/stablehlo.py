@@ -7,7 +7,7 @@ from jax import export as jax_export
 from mnist_flax import data, model
 from mnist_flax.predict import Classifier
 
-USE = "to use it: jax.export.deserialize(open('{path}', 'rb').read()).call(images)"
+USE = "to use it: jax.export.deserialize(bytearray(open('{path}', 'rb').read())).call(images)"
 _PLATFORMS = ("cpu", "cuda", "tpu")
 
 

@@ -55,7 +55,7 @@ def _describe(classifier: "Classifier") -> str:
     text = f"{_WORKDIR.value}, epoch {classifier.epoch}, trained on {classifier.about.title}"
     if not (classifier.is_best and classifier.is_chosen_on_test and _CHECKPOINT.value == "best"):
         return text
-    return f"{text}; it is the best on the test set, whose accuracy therefore flatters it"
+    return f"{text}; it was chosen on the test set, so its test accuracy is optimistic"
 
 
 def _classify(classifier: "Classifier", paths: Sequence[str]) -> None:

@@ -15,10 +15,11 @@ from ml_collections import ConfigDict
 from mnist_flax import data, optimizer, step
 from mnist_flax.errors import UserError
 from mnist_flax.run import configs
-from mnist_flax.run.checkpoint import read, read_history
+from mnist_flax.run.checkpoint import DIGESTS, read, read_history
 from mnist_flax.run.history import History
 from mnist_flax.run.workdir import DATASET
 from mnist_flax.runtime import compilation, devices
+from mnist_flax.runtime.files import expand
 from mnist_flax.step import TrainState
 
 
@@ -102,9 +103,9 @@ def load(workdir: str, checkpoint: str = "") -> Classifier:
       UserError: the folder holds no such checkpoint, or it is damaged.
     """
     compilation.set_up()
-    folder = pathlib.Path(workdir).expanduser()
+    folder = expand(workdir)
     config, about = _config(folder), _about(folder)
-    path = _find(folder, checkpoint, has_validation=config.dataset.validation_size > 0)
+    has_validation = config.dataset.validation_size > 0
     schedule = optimizer.create_schedule(config.optimizer, 1, 1)  # of no use after the training
     create = functools.partial(
         step.create_state,
@@ -118,8 +119,12 @@ def load(workdir: str, checkpoint: str = "") -> Classifier:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
         jax.eval_shape(create, jnp.uint32(0)),
     )
+    path = folder / "checkpoints"
     try:
+        path = _find(folder, checkpoint, has_validation)
         state, history = read(path, like)
+    except UserError:
+        raise
     except Exception as error:  # Orbax raises many kinds for damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} cannot be read: {reason}; choose another --checkpoint") from None
@@ -141,7 +146,7 @@ def _about(folder: pathlib.Path) -> About:
     try:
         return About(**fields)
     except TypeError:
-        raise UserError(f"{folder / DATASET} is not that of a run") from None
+        raise UserError(f"{folder / DATASET} does not describe the data set of a run") from None
 
 
 def _as_tuples(value: Any) -> Any:
@@ -154,8 +159,8 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(
-            f"{path}: No such file; allowed: the folder of a run, or of an older one once its "
-            "command was repeated with that --workdir"
+            f"{path.parent} is not the folder of a run, as it has no {path.name}; for an older "
+            "run, repeat its command with --workdir first"
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
@@ -167,15 +172,15 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
 def _find(folder: pathlib.Path, checkpoint: str, has_validation: bool) -> pathlib.Path:
     """Returns the folder of the checkpoint that is asked for."""
     checkpoints = folder / "checkpoints"
-    epochs = sorted(int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal())
-    epochs = [epoch for epoch in epochs if epoch > 0]  # 0 has learned nothing
+    complete = [path.parent.name for path in checkpoints.glob(f"*/{DIGESTS}")]
+    epochs = sorted(int(name) for name in complete if name.isdecimal() and int(name) > 0)
     if not epochs:
         raise UserError(f"{checkpoints} holds no finished epoch")
     which = checkpoint or ("best" if has_validation else "latest")
     if which == "latest":
         return checkpoints / str(epochs[-1])
     if which == "best":
-        best = read_history(checkpoints / str(epochs[-1])).best
+        best = read_history(checkpoints / str(epochs[-1])).best  # it knows all epochs before it
         return checkpoints / str(best["epoch"] if best else epochs[-1])
     if which not in map(str, epochs):
         kept: Sequence[Any] = ("latest", "best", *epochs)

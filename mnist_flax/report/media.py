@@ -5,6 +5,8 @@ It is made on the thread of the tracker, where importing W&B holds up nobody.
 
 import io
 import pathlib
+import shutil
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -50,16 +52,23 @@ def page(path: pathlib.Path) -> Any:
     """Returns an HTML file."""
     import wandb
 
-    return wandb.Html(path.read_text(), inject=False)
+    return wandb.Html(path.read_text("utf-8"), inject=False)
 
 
-def model(name: str, workdir: pathlib.Path, epoch: int) -> Any:
-    """Returns a checkpoint of a run as an artifact: a folder that `predict.load` takes."""
+def copy_model(workdir: pathlib.Path, epoch: int) -> pathlib.Path:
+    """Copies a checkpoint, which may soon be deleted, to a folder that `predict.load` takes."""
+    copy = pathlib.Path(tempfile.mkdtemp(prefix="mnist_flax-model-"))
+    for file in ("config.json", "dataset.json"):
+        shutil.copy(workdir / file, copy)
+    checkpoint = f"checkpoints/{epoch}"
+    shutil.copytree(workdir / checkpoint, copy / checkpoint)
+    return copy
+
+
+def model(name: str, folder: pathlib.Path, epoch: int) -> Any:
+    """Returns an artifact with all files of a folder."""
     import wandb
 
     artifact = wandb.Artifact(name, "model", metadata={"epoch": epoch})
-    for file in ("config.json", "dataset.json"):
-        artifact.add_file(str(workdir / file))
-    checkpoint = f"checkpoints/{epoch}"
-    artifact.add_dir(str(workdir / checkpoint), checkpoint)
+    artifact.add_dir(str(folder))  # which copies them
     return artifact

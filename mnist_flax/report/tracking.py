@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -140,9 +141,14 @@ class Tracker:
           is_best: whether it gets the alias `best`, besides `latest`.
         """
 
+        if self._background is None:
+            return
+        copy = media.copy_model(workdir, epoch)
+
         def log() -> None:
-            artifact = media.model(f"model-{self._run.id}", workdir, epoch)
+            artifact = media.model(f"model-{self._run.id}", copy, epoch)
             self._run.log_artifact(artifact, aliases=["latest", *(["best"] if is_best else [])])
+            shutil.rmtree(copy, ignore_errors=True)
 
         self._submit(log)
 

@@ -22,7 +22,7 @@ from mnist_flax.run.history import History
 from mnist_flax.runtime import hosts
 from mnist_flax.runtime.files import is_not_offered, write_whole
 
-_DIGESTS = "files.sha256"
+DIGESTS = "files.sha256"
 # Saving needs this much room on the disk: a multiple of the arrays, and some bytes.
 _ROOM_FACTOR, _ROOM_BYTES = 2, 2**21
 _DAMAGED = ".damaged"  # appended to the name of a folder that could not be read
@@ -81,7 +81,7 @@ class Checkpoints:
                 warn(f"warning: the checkpoint {other} is damaged: {reason}")
                 _put_aside(other)
             return state, history
-        if must_exist or any((path / _DIGESTS).exists() for path in damaged):
+        if must_exist or any((path / DIGESTS).exists() for path in damaged):
             reasons = "; ".join(f"{path.name}: {reason}" for path, reason in damaged.items())
             raise UserError(
                 f"no checkpoint in {self._folder} can be read ({reasons or 'there is none'}); "
@@ -217,22 +217,22 @@ def _restore(path: pathlib.Path, item: str, how: Any) -> Any:
 def _write_digests(folder: pathlib.Path) -> None:
     """Writes the files' SHA-256, as `sha256sum` does; this completes the checkpoint."""
     lines = [f"{_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
-    write_whole(folder / _DIGESTS, "".join(lines))
+    write_whole(folder / DIGESTS, "".join(lines))
 
 
 def _check_digests(folder: pathlib.Path) -> None:
     """Raises ValueError or OSError unless all files are as they were written."""
-    if not (folder / _DIGESTS).is_file():
-        raise ValueError(f"{_DIGESTS} is missing")
-    lines = (folder / _DIGESTS).read_text().splitlines()
+    if not (folder / DIGESTS).is_file():
+        raise ValueError(f"{DIGESTS} is missing")
+    lines = (folder / DIGESTS).read_text().splitlines()
     digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name, digest in digests.items():
         if not (folder / name).is_file():
             raise ValueError(f"{name} is missing")
         if _digest(folder / name) != digest:
             raise ValueError(f"{name} is not as it was written")
-    if {*digests, _DIGESTS} != {path.relative_to(folder).as_posix() for path in _files(folder)}:
-        raise ValueError(f"{_DIGESTS} does not list all files")
+    if {*digests, DIGESTS} != {path.relative_to(folder).as_posix() for path in _files(folder)}:
+        raise ValueError(f"{DIGESTS} does not list all files")
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -35,12 +35,3 @@ def flatten(config: ConfigDict | dict[str, Any], prefix: str = "") -> dict[str, 
         else:
             flat[prefix + name] = value
     return flat
-
-
-def default_fields() -> dict[str, Any]:
-    """Returns the default recipe by field; empty where the recipes are not installed."""
-    try:
-        from configs import default
-    except ImportError:
-        return {}
-    return flatten(default.get_config())

@@ -3,6 +3,7 @@
 A new field gets a row in `FIELDS`.
 """
 
+import difflib
 import math
 import numbers
 import os
@@ -205,4 +206,12 @@ def unknown(name: str) -> UserError:
     group = name.rpartition(".")[0]
     siblings = [field for field in FIELDS if field.rpartition(".")[0] == group] or list(FIELDS)
     shown = name if name.isprintable() else ascii(name)  # an error is one line
-    return UserError(f"config.{shown} is not a field; allowed: {', '.join(siblings)}")
+    allowed = f"{suggest(name.rpartition('.')[2])}allowed: {', '.join(siblings)}"
+    return UserError(f"config.{shown} is not a field; {allowed}")
+
+
+def suggest(name: str) -> str:
+    """Returns a question that names the field most like `name`, if one is."""
+    by_name = {field.rpartition(".")[2]: field for field in FIELDS}
+    close = difflib.get_close_matches(name, by_name, n=1)
+    return f"did you mean --config.{by_name[close[0]]}? " if close else ""

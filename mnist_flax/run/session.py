@@ -23,13 +23,13 @@ from mnist_flax.report.progress import Progress
 from mnist_flax.report.tracking import Tracker, run_name
 from mnist_flax.run import fields
 from mnist_flax.run.checkpoint import snapshot
-from mnist_flax.run.configs import default_fields, flatten
+from mnist_flax.run.configs import default_values, flatten
 from mnist_flax.run.history import History
 from mnist_flax.run.saver import Saver
-from mnist_flax.run.summary import summarize
-from mnist_flax.run.workdir import REPLICAS, Files, Workdir, check_data, check_workdir
+from mnist_flax.run.summary import describe, summarize
+from mnist_flax.run.workdir import DATASET, REPLICAS, Files, Workdir, check_data, check_workdir
 from mnist_flax.runtime import compilation, hosts, memory, process, signals
-from mnist_flax.runtime.signals import Interrupted
+from mnist_flax.runtime.signals import Interrupted, LostProcess
 
 _SHARED_SECONDS = 10  # for a file of one host to be seen by another
 
@@ -83,6 +83,7 @@ class Session:
         hosts.check_same(self._identity, "dataset")
         self._create_examples = create_examples
         self._path, self._folder = _open_folder(self._given, config, self._stack)
+        LostProcess.workdir = str(self._path)
         self._progress = Progress(config.num_epochs, len(dataset.train), self._folder is None)
         self._stack.callback(self._progress.close)
         if self._folder is not None:
@@ -240,6 +241,7 @@ def _create_observers(
     A finished run is only drawn again.
     """
     line = progress.line
+    folder.write_json(DATASET, describe(dataset))
     examples = functools.cache(create_examples) if config.augment.enabled else None
     pictures = Pictures(folder.figures, dataset, steps_per_epoch, examples, line)
     is_finished = folder.is_finished and history.epoch >= config.num_epochs
@@ -249,7 +251,7 @@ def _create_observers(
         dataset,
         steps_per_epoch,
         {name: flatten(config)[name] for name in fields.FIELDS},
-        default_fields(),
+        default_values(),
         examples,
         process.repeating_command(),
         line,
@@ -268,7 +270,7 @@ def _create_observers(
     models = config.wandb.log_model
     wandb = WandB(tracker, dataset, steps_per_epoch, pictures, page, models, line)
     # W&B logs the pictures, and can stall: by then, everything else is on the disk.
-    return [pictures, Files(folder, dataset), page, wandb, console]
+    return [pictures, Files(folder), page, wandb, console]
 
 
 def _open_folder(

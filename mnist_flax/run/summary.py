@@ -45,12 +45,9 @@ def summarize(
         "best_test_accuracy": best["test/accuracy"],
         "best_epoch": best["epoch"],
         "num_test_errors": len(test.misclassified),
-        "class_accuracies": {
-            name: float(row[label] / row.sum()) if row.sum() else None
-            for label, (name, row) in enumerate(
-                zip(dataset.class_names, test.confusion, strict=True)
-            )
-        },
+        "class_accuracies": dict(
+            zip(dataset.class_names, class_accuracies(test.confusion), strict=True)
+        ),
         "confusion_matrix": test.confusion.tolist(),
         "misclassified": test.misclassified.tolist(),
         "num_parameters": num_parameters,

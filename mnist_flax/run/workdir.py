@@ -8,14 +8,12 @@ import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mnist_flax.data import Dataset
 from mnist_flax.errors import UserError
 from mnist_flax.evaluate import Evaluation
 from mnist_flax.report.observers import Observer
 from mnist_flax.run.configs import default_values, flatten
 from mnist_flax.run.history import History
-from mnist_flax.run.summary import describe
-from mnist_flax.runtime.files import is_not_offered, is_url, sync, write_whole
+from mnist_flax.runtime.files import expand, is_not_offered, is_url, sync, write_whole
 
 try:
     import fcntl
@@ -112,9 +110,10 @@ class Workdir:
         self.write(name, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def reopen(self) -> None:
-        """Prepares to train more epochs: updates config.json and removes summary.json."""
+        """Prepares to train more epochs: updates config.json and removes what is of the end."""
         self.write("config.json", self._config)
-        (self.path / "summary.json").unlink(missing_ok=True)
+        for name in ("summary.json", "report.html"):
+            (self.path / name).unlink(missing_ok=True)
 
     def write(self, name: str, text: str) -> None:
         """Writes a file to the disk, whole or not at all.
@@ -129,14 +128,13 @@ class Workdir:
 
 
 class Files(Observer):
-    """Writes config.json, dataset.json, metrics.jsonl and summary.json of a run."""
+    """Writes config.json, metrics.jsonl and summary.json of a run."""
 
-    def __init__(self, folder: Workdir, dataset: Dataset):
-        self._folder, self._dataset = folder, dataset
+    def __init__(self, folder: Workdir):
+        self._folder = folder
 
     def start(self, history: History) -> None:
         self._folder.reopen()
-        self._folder.write_json(DATASET, describe(self._dataset))
         if history.epoch:
             self._folder.write_metrics(history.records)
 
@@ -185,7 +183,7 @@ def check_workdir(path: str, config: dict[str, Any], may_differ: MayDiffer | Non
         raise UserError(
             f"--workdir={path} is a URL; allowed: a folder, such as one where the bucket is mounted"
         )
-    folder = pathlib.Path(path or "runs").expanduser()
+    folder = expand(path or "runs")
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not existing.is_dir():
         raise UserError(f"--workdir={folder}: {existing} is not a folder; allowed: a folder")
@@ -249,7 +247,7 @@ def check_data(where: str, before: str, now: str) -> None:
     """
     if not now.startswith(before):
         raise UserError(
-            f"{where} holds a run on {before}, and the data are now {now}; allowed: the same data, "
+            f"{where} holds a run on {before}, but the data are now {now}; allowed: the same data, "
             "or a new folder"
         )
 
@@ -315,7 +313,7 @@ def _lock(folder: pathlib.Path) -> tuple[Any, str]:
 
 
 def _make(path: str) -> pathlib.Path:
-    folder = pathlib.Path(path).expanduser()
+    folder = expand(path)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

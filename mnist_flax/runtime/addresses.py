@@ -57,7 +57,7 @@ def _of_name() -> str:
 def _towards(host: str) -> str:
     """Returns the address that connections from here to a host come from, or a loopback one."""
     with (
-        contextlib.suppress(OSError),
+        contextlib.suppress(OSError, UnicodeError),
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
     ):
         datagrams.connect((host, 9))  # which sends nothing

@@ -6,6 +6,8 @@ import pathlib
 import re
 from typing import IO
 
+from mnist_flax.errors import UserError
+
 # What network file systems answer to what they do not offer.
 _NOT_OFFERED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK}
 
@@ -15,8 +17,20 @@ def is_url(path: str) -> bool:
     return re.match(r"[A-Za-z][\w+.-]+:/", path) is not None
 
 
+def expand(path: str) -> pathlib.Path:
+    """Returns a path whose '~' is a home folder.
+
+    Raises:
+      UserError: there is no such user.
+    """
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: no such user") from None
+
+
 def is_not_offered(error: OSError) -> bool:
-    """Whether a file system does not offer what was asked of it, so that asking again is vain."""
+    """Whether a file system does not offer what was asked of it, so that retrying is pointless."""
     return error.errno in _NOT_OFFERED
 
 
@@ -35,6 +49,8 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
     Raises:
       OSError: it cannot be written; nothing of it stays.
     """
+    if not path.name:  # as in '.'
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     partial = path.with_name(f"{path.name}.partial")
     try:
         with open(partial, "wb") as file:

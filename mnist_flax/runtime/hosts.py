@@ -5,6 +5,7 @@ what they compute together in the same order.
 """
 
 import contextlib
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -43,18 +44,20 @@ def watch(coordinator: str, end: Callable[[LostProcess], None]) -> None:
     try:
         if is_main():
             listener = watchdog.listen(addresses.own(coordinator))
-            watchdog.watch_others(listener, lost)
-            gather(":".join(map(str, listener.getsockname())))
+            host, port = listener.getsockname()[:2]
+            token = secrets.token_hex(8)
+            watchdog.watch_others(listener, token.encode(), lost)
+            gather(f"{host} {port} {token}")
         else:
-            host, _, port = gather("")[0].rpartition(":")
-            watchdog.watch_first((host, int(port)), lost)
+            host, port, token = gather("")[0].split()
+            watchdog.watch_first((host, int(port)), token.encode(), lost)
     except jax.errors.JaxRuntimeError as error:
         first = str(error).splitlines()[0]
         raise LostProcess(f"the processes cannot exchange data, or one is gone ({first})") from None
 
 
 def leave() -> None:
-    """Tells the other processes that this one ends as it should, which Python's exit does too."""
+    """Tells the other processes that this one ends as it should."""
     if _joined.is_set():
         watchdog.leave()
         jax.distributed.shutdown()
@@ -124,4 +127,4 @@ def check_same(text: str, what: str) -> None:
     texts = gather(text)
     for process, other in enumerate(texts):
         if other != texts[0]:
-            raise UserError(f"process {process} has another {what} than process 0")
+            raise UserError(f"process {process} has a different {what} from process 0")

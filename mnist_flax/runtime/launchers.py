@@ -57,7 +57,14 @@ def own_gpus(launcher: Launcher) -> list[int]:
       UserError: their number is no multiple of the processes on this host.
     """
     size_variable, rank_variable = _LOCAL_SIZES[launcher.name]
-    size, rank = _here(os.environ.get(size_variable, "1")), int(os.environ.get(rank_variable, 0))
+    try:
+        size, rank = (
+            _here(os.environ.get(size_variable, "1")),
+            int(os.environ.get(rank_variable, 0)),
+        )
+    except (ValueError, IndexError):
+        given = [f"{name}={os.environ.get(name)}" for name in (size_variable, rank_variable)]
+        raise UserError(f"{' and '.join(given)} do not number this host's processes") from None
     seen = os.environ.get("CUDA_VISIBLE_DEVICES", os.environ.get("ROCR_VISIBLE_DEVICES"))
     count = len(glob.glob("/dev/nvidia[0-9]*") if seen is None else seen.split(","))
     is_bound = any(name in os.environ for name in _BOUND)

@@ -16,7 +16,7 @@ def free() -> int:
     # CPUs, virtual ones too, share the machine's.
     shared = psutil.virtual_memory().available // jax.local_device_count()
     if "bytes_limit" not in stats:
-        return min(shared, _machine() // jax.local_device_count())
+        return min(shared, (_machine() - _used()) // jax.local_device_count())
     return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
 
 
@@ -43,6 +43,15 @@ def exhausted(error: BaseException | None) -> UserError | None:
         f"it does not fit in the memory of the device ({reason.rstrip('.')}); "
         "lower config.batch_size, or narrow config.model.channels"
     )
+
+
+def _used() -> int:
+    """Returns the bytes that a container uses; 0 outside of one."""
+    try:
+        limit = int(_CONTAINER_LIMIT.read_text())
+        return min(limit, int(_CONTAINER_LIMIT.with_name("memory.current").read_text()))
+    except (OSError, ValueError):
+        return 0
 
 
 def _machine() -> int:

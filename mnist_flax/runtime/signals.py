@@ -31,7 +31,13 @@ class Interrupted(BaseException):
 
 
 class LostProcess(Exception):
-    """Another process of a run on several hosts failed or is gone: one line, and status 1."""
+    """Another process of a run on several hosts failed or is gone: one line, and status 1.
+
+    Attributes:
+      workdir: of the run of this process, once it has one; else empty.
+    """
+
+    workdir = ""
 
 
 class _Received:
@@ -58,6 +64,7 @@ def handled() -> Iterator[None]:
         yield
     finally:
         if interpreter.goes_on():
+            _Received.number = 0  # `train.run` asks too
             for number, handler in before.items():
                 signal.signal(number, handler)
 

@@ -4,7 +4,6 @@ Every process but the first holds a connection to the first, and each end sends 
 has a watchdog too, which is slower, and which ends the process with a stack trace.
 """
 
-import atexit
 import contextlib
 import socket
 import threading
@@ -28,35 +27,50 @@ def listen(address: str) -> socket.socket:
     return socket.create_server((address, 0), backlog=1_000)
 
 
-def watch_others(listener: socket.socket, lost: Callable[[str], None]) -> None:
-    """Watches all processes that connect; calls `lost` in a thread, with a reason, once one is."""
+def watch_others(listener: socket.socket, token: bytes, lost: Callable[[str], None]) -> None:
+    """Watches all processes that connect.
+
+    Args:
+      listener: of this, the first process.
+      token: what a process of this run sends first; whoever else connects is turned away.
+      lost: called in a thread, with a reason, once one is lost.
+    """
+
+    def admit(connection: socket.socket) -> None:
+        connection.settimeout(SECONDS)
+        with contextlib.suppress(OSError):
+            if connection.recv(len(token)) == token:
+                _watch(connection, lost)
+                return
+        connection.close()
 
     def accept() -> None:
         while True:
             connection, _ = listener.accept()
-            _watch(connection, lost)
+            threading.Thread(target=admit, args=(connection,), daemon=True).start()
 
     threading.Thread(target=accept, name="watchdog", daemon=True).start()
 
 
-def watch_first(address: tuple[str, int], lost: Callable[[str], None]) -> None:
+def watch_first(address: tuple[str, int], token: bytes, lost: Callable[[str], None]) -> None:
     """Watches the first process, which listens at `address`, in the same way.
 
     Does nothing if it cannot be reached there, because of a firewall for example.
     """
     with contextlib.suppress(OSError):
-        _watch(socket.create_connection(address, _CONNECT_SECONDS), lost)
+        connection = socket.create_connection(address, _CONNECT_SECONDS)
+        connection.sendall(token)
+        _watch(connection, lost)
 
 
 def leave() -> None:
-    """Tells the others that this process ends as it should, which Python's exit does too."""
+    """Tells the others that this process ends as it should; they will not miss it."""
     for connection in _connections:
         with contextlib.suppress(OSError):
             connection.sendall(_GOODBYE)
 
 
 _connections: list[socket.socket] = []
-atexit.register(leave)
 
 
 def _watch(connection: socket.socket, lost: Callable[[str], None]) -> None:

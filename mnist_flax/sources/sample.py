@@ -21,4 +21,6 @@ def load() -> Loaded:
     # 500 rows per class, sorted by class: every fifth takes the same share of each.
     is_test = np.arange(len(labels)) % 5 == 4
     train, test = (Split(images[part], labels[part]) for part in (~is_test, is_test))
+    in_turn = np.arange(len(test)).reshape(10, -1).T.ravel()  # the classes, for pictures of a few
+    test = Split(*(array[in_turn] for array in test))
     return Loaded(train, test, tuple(map(str, range(10))))

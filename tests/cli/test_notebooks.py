@@ -23,7 +23,6 @@ def interrupt():
 
 threading.Thread(target=interrupt, daemon=True).start()
 %run {main} {tiny} --config.num_epochs=12 --workdir={folder}/third
-%run {main} {tiny} --config.num_epochs=12 --workdir={folder}/third
 print("handlers", before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)])
 
 from configs import quick
@@ -38,6 +37,7 @@ config.update(num_epochs=1, batch_size=400)
 config.dataset.source = "sample"
 config.wandb.mode = "disabled"
 train.run(config, "{folder}/fourth")
+%run {main} {tiny} --config.num_epochs=12 --workdir={folder}/third
 print("handlers", before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)])
 """
 

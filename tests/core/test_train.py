@@ -43,6 +43,6 @@ def test_a_run_on_other_data_is_refused_untouched(small_data, tiny_config, tmp_p
     before = files(workdir)
     monkeypatch.setattr(data, "load", lambda *args: small_data(*args)._replace(source="tfds"))
     tiny_config.num_epochs = 2
-    with pytest.raises(UserError, match=r"holds a run on SAMPLE .* and the data are now MNIST"):
+    with pytest.raises(UserError, match=r"holds a run on SAMPLE .* but the data are now MNIST"):
         train.run(tiny_config, str(workdir))
     assert files(workdir) == before

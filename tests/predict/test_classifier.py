@@ -125,13 +125,19 @@ class TestCheckpoints:
         with pytest.raises(UserError, match="is not there; allowed: latest, best, 1, 2, 3, 4"):
             predict.load(str(run), checkpoint)
 
-    def test_a_damaged_one_is_refused(self, run, tmp_path):
+    def test_a_damaged_one_is_refused_and_one_being_written_left_out(self, run, tmp_path):
         copy = tmp_path / "copy"
         shutil.copytree(run, copy)
-        (copy / "checkpoints" / "4" / "files.sha256").unlink()
-        with pytest.raises(UserError, match=r"checkpoints/4 cannot be read: .*missing"):
+        checkpoints = copy / "checkpoints"
+        with open(next((checkpoints / "4" / "details").glob("*")), "a") as file:
+            file.write("x")
+        with pytest.raises(UserError, match=r"checkpoints/4 cannot be read: .*as it was written"):
             predict.load(str(copy), "latest")
+        with pytest.raises(UserError, match=r"checkpoints.* cannot be read"):
+            predict.load(str(copy), "best")
         assert predict.load(str(copy), "3").epoch == 3
+        (checkpoints / "4" / "files.sha256").unlink()
+        assert predict.load(str(copy), "latest").epoch == 3
 
 
 @pytest.mark.parametrize("damage", ["no folder", "config.json", "dataset.json", "checkpoints"])

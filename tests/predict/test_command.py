@@ -76,14 +76,14 @@ def test_without_pictures_it_is_the_test_set(run, finished):
     }
     assert "SAMPLE" in done.stderr
     done = run("--checkpoint=best")
-    assert "it is the best on the test set, whose accuracy therefore flatters it" in done.stdout
+    assert "it was chosen on the test set, so its test accuracy is optimistic" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["--workdir="], "--workdir is missing; allowed: the folder of a run"),
-        (["--workdir=none"], "none/config.json: No such file"),
+        (["--workdir=none"], "none is not the folder of a run, as it has no config.json"),
         (["--checkpoint=77"], "--checkpoint=77 is not there; allowed: latest, best, "),
         (["--config.seed=1"], "Unknown command line flag 'config.seed'"),
         (["0.png", "--figure=none/out.png"], "--figure=none/out.png: No such file or directory"),

@@ -152,7 +152,7 @@ def test_a_process_that_is_silent_ends_both(tmp_path):
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        (("--config.seed=1",), "process 1 has another configuration than process 0"),
+        (("--config.seed=1",), "process 1 has a different configuration from process 0"),
         (("--config.dataset.manual_dir=/",), "No such file"),
     ],
 )

@@ -9,6 +9,8 @@ import pytest
 
 from mnist_flax.runtime import watchdog
 
+TOKEN = b"0123456789abcdef"
+
 
 @pytest.fixture
 def lost(monkeypatch):
@@ -24,9 +26,22 @@ def lost(monkeypatch):
 def other(lost):
     """The end of another process that this one, the first, watches."""
     with watchdog.listen("127.0.0.1") as listener:
-        watchdog.watch_others(listener, lost.put)
+        watchdog.watch_others(listener, TOKEN, lost.put)
         with socket.create_connection(listener.getsockname()) as connection:
+            connection.sendall(TOKEN)
             yield connection
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1", TOKEN[:-1]])
+def test_a_stranger_is_turned_away(lost, sent):
+    with watchdog.listen("127.0.0.1") as listener:
+        watchdog.watch_others(listener, TOKEN, lost.put)
+        with socket.create_connection(listener.getsockname(), timeout=5) as stranger:
+            stranger.sendall(sent)
+            with contextlib.suppress(ConnectionError):
+                assert stranger.recv(1) == b""  # at once, or after its silence
+        time.sleep(1)
+        assert lost.empty()
 
 
 def test_a_silent_process_is_lost(other, lost):
@@ -52,8 +67,8 @@ def test_a_process_that_said_goodbye_is_not(other, lost):
 def test_both_ends_beat_until_one_leaves(monkeypatch, lost):
     monkeypatch.setattr(watchdog, "SECONDS", 1.5)
     with watchdog.listen("127.0.0.1") as listener:
-        watchdog.watch_others(listener, lost.put)
-        watchdog.watch_first(listener.getsockname(), lost.put)
+        watchdog.watch_others(listener, TOKEN, lost.put)
+        watchdog.watch_first(listener.getsockname(), TOKEN, lost.put)
         time.sleep(3)
         assert lost.empty()
         watchdog.leave()
@@ -67,5 +82,5 @@ def test_both_ends_beat_until_one_leaves(monkeypatch, lost):
 def test_where_the_first_cannot_be_reached_nobody_is_watched(lost):
     with watchdog.listen("127.0.0.1") as listener:
         address = listener.getsockname()
-    watchdog.watch_first(address, lost.put)
+    watchdog.watch_first(address, TOKEN, lost.put)
     assert lost.empty() and not watchdog._connections

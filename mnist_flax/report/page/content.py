@@ -1,6 +1,5 @@
 """What a page says about a run, as plain data for the template and the scripts."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -45,7 +44,7 @@ def headline(run: Run) -> dict[str, Any]:
         "num_test": len(run.dataset.test),
         "num_epochs": run.history.epoch,
         "time": duration(run.summary["train_seconds"]),
-        "machine": run.summary["machine"] if device == "cpu" else device,
+        "machine": run.summary.get("machine", device) if device == "cpu" else device,
         "jax": run.summary["versions"]["jax"],
     }
 
@@ -60,11 +59,11 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Data", f"{run.dataset.title}: {', '.join(counts)} images"),
         ("Best epoch", f"{best} {summary['best_epoch']} of {run.history.epoch}"),
         ("Test loss", f"{run.test.loss:.4f} (cross-entropy)"),
-        ("Machine", f"{', '.join(dict.fromkeys(summary['devices']))}; {summary['machine']}"),
+        ("Machine", "; ".join([*dict.fromkeys(summary["devices"]), summary.get("machine", "")])),
         ("Network", f"{summary['num_parameters']:,} parameters"),
         ("Time", f"{duration(summary['train_seconds'])} of training, "
                  f"{duration(summary['compile_seconds'])} of compiling"),
-        ("Finished", summary["finished"]),
+        ("Finished", summary.get("finished", "with an older version")),
         ("Versions", ", ".join(f"{name} {v}" for name, v in summary["versions"].items())),
     ]  # fmt: skip
 
@@ -105,16 +104,6 @@ def call(run: Run) -> str:
     start = ["from configs import default", "from mnist_flax import train", ""]
     lines = [*start, "config = default.get_config()", *differing, "train.run(config)"]
     return "\n".join(lines)
-
-
-def without_workdir(arguments: Sequence[str]) -> str:
-    """Returns a command line that starts a run anew, not the one in the workdir."""
-    kept = list(arguments)
-    for at, argument in reversed(list(enumerate(arguments))):
-        name, has_value, _ = argument.partition("=")
-        if name in ("--workdir", "-workdir"):
-            del kept[at : at + (1 if has_value else 2)]
-    return shlex.join(kept)
 
 
 def matrix(run: Run) -> list[dict[str, Any]]:
