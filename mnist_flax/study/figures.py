@@ -8,7 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from mnist_flax.report.figures import INK, create_figure
+from mnist_flax.report.figures import INK, create_figure, to_png
+from mnist_flax.study.ensemble import Draws
+from mnist_flax.study.findings_text import FindingsText, Row, spread
+from mnist_flax.study.recipes import BASE
 
 _BASE, _BETTER, _WORSE, _SAME = "#222222", "#1a9850", "#d73027", "#7b8794"
 _CURVES = ("#4575b4", "#d95f02", "#7570b3", "#1a9850", "#d73027", "#222222")
@@ -34,6 +37,49 @@ class Bar(NamedTuple):
     note: str
     change: int
     is_base: bool
+
+
+def draw(
+    rows: Sequence[Row], draws: Mapping[str, Sequence[Draws]], text: FindingsText, title: str
+) -> dict[str, bytes]:
+    """Draws what a study found.
+
+    Args:
+      rows: from top to bottom.
+      draws: ensembles by recipe, from the smallest; a recipe may have none.
+      text: of the findings.
+      title: names the data.
+
+    Returns:
+      PNGs by the names of their files.
+    """
+    accuracy = text.accuracy
+    bars = [
+        Bar(
+            name=row.name,
+            points=[accuracy(replica.num_errors) for replica in row.replicas],
+            mean=accuracy(row.errors.mean),
+            interval=None
+            if row.errors.low is None
+            else (accuracy(row.errors.high), accuracy(row.errors.low)),
+            note="the base" if row.name == BASE else text.note(row),
+            change=row.verdict,
+            is_base=row.name == BASE,
+        )
+        for row in rows
+    ]
+    curves = {
+        name: [
+            (of_size.size, *(accuracy(errors) for errors in spread(of_size.num_errors)))
+            for of_size in of_row
+        ]
+        for name, of_row in draws.items()
+        if of_row
+    }
+    figures = {"study.png": study(bars, title)}
+    if curves:
+        figures["ensemble.png"] = ensembles(curves, title)
+    return {name: to_png(figure) for name, figure in figures.items()}
 
 
 def study(bars: Sequence[Bar], title: str) -> Figure:

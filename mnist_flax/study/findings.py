@@ -1,7 +1,7 @@
-"""What a study found: study.json, study.md and its figures."""
+"""What a study found: study.json, study.md, study.html and its figures."""
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from mnist_flax.runtime.files import write_whole
 from mnist_flax.streams import Stream
 from mnist_flax.study import ensemble as ensembles
 from mnist_flax.study.comparison import compare, mean_interval
-from mnist_flax.study.findings_text import FindingsText, Row, spread, words_of_ensemble
+from mnist_flax.study.findings_text import FindingsText, Row, words_of_ensemble
 from mnist_flax.study.recipes import BASE
 from mnist_flax.study.store import Replica, ReplicaStore, finite
 
@@ -61,11 +61,11 @@ class Findings:
     def write(
         self, replicas: Sequence[Replica], say: Callable[[str], None], is_last: bool = True
     ) -> list[str]:
-        """Writes study.json, study.md and the figures.
+        """Writes study.json, study.md, the figures and study.html.
 
         Args:
           replicas: the finished ones.
-          say: prints a line if the figures cannot be drawn.
+          say: prints a line if the figures or the page cannot be drawn.
           is_last: whether the study is over; ensembles are left out before.
 
         Returns:
@@ -82,8 +82,13 @@ class Findings:
         self._folder.write_json("study.json", self._content(rows, draws, now))
         self._folder.write("study.md", self._text.document(rows, draws, words, now))
         drawing = Background("drawing failed", say)
-        drawing.submit(self._draw_figures, rows, draws)
+        figures = drawing.submit(self._draw, rows, draws)
         drawing.close()
+        writing = Background("writing study.html failed", say)
+        writing.submit(
+            self._write_page, rows, words, now, {} if drawing.failed else figures.result()
+        )
+        writing.close()
         return words
 
     def _rows(self, replicas: Sequence[Replica]) -> list[Row]:
@@ -94,7 +99,7 @@ class Findings:
             for name in self._names
         }
         errors = {
-            name: [_errors(replica) for replica in finished]
+            name: [replica.num_errors for replica in finished]
             for name, finished in of_recipe.items()
             if finished
         }
@@ -170,40 +175,26 @@ class Findings:
             ],
         }
 
-    def _draw_figures(self, rows: Sequence[Row], draws: dict[str, list[ensembles.Draws]]) -> None:
+    def _write_page(
+        self,
+        rows: Sequence[Row],
+        words: Sequence[str],
+        now: datetime.datetime,
+        figures: Mapping[str, bytes],
+    ) -> None:
+        from mnist_flax.study import page
+
+        html = page.create(self._text, self._dataset, rows, words, now, figures)
+        write_whole(self._folder.path / "study.html", html)
+
+    def _draw(
+        self, rows: Sequence[Row], draws: Mapping[str, Sequence[ensembles.Draws]]
+    ) -> dict[str, bytes]:
+        """Writes the figures, and returns the same PNGs by the names of their files."""
         # Imported here because matplotlib takes a second.
-        from mnist_flax.report.figures import to_png
-        from mnist_flax.study import figures as study_figures
+        from mnist_flax.study import figures
 
-        accuracy = self._text.accuracy
-        bars = [
-            study_figures.Bar(
-                name=row.name,
-                points=[accuracy(_errors(replica)) for replica in row.replicas],
-                mean=accuracy(row.errors.mean),
-                interval=None
-                if row.errors.low is None
-                else (accuracy(row.errors.high), accuracy(row.errors.low)),
-                note="the base" if row.name == BASE else self._text.note(row),
-                change=row.verdict,
-                is_base=row.name == BASE,
-            )
-            for row in rows
-        ]
-        figure = study_figures.study(bars, self._dataset.title)
-        write_whole(self._folder.figures / "study.png", to_png(figure))
-        curves = {
-            name: [
-                (of_size.size, *(accuracy(errors) for errors in spread(of_size.num_errors)))
-                for of_size in of_row
-            ]
-            for name, of_row in draws.items()
-            if of_row
-        }
-        if curves:
-            figure = study_figures.ensembles(curves, self._dataset.title)
-            write_whole(self._folder.figures / "ensemble.png", to_png(figure))
-
-
-def _errors(replica: Replica) -> float:
-    return replica.results["test"]["num_errors"]
+        drawn = figures.draw(rows, draws, self._text, self._dataset.title)
+        for name, png in drawn.items():
+            write_whole(self._folder.figures / name, png)
+        return drawn

@@ -13,6 +13,10 @@ from mnist_flax.study.comparison import Comparison, Interval
 from mnist_flax.study.ensemble import Draws
 from mnist_flax.study.store import Replica
 
+FIGURES = {
+    "study.png": "Test accuracy by recipe",
+    "ensemble.png": "Test accuracy by the number of networks",
+}
 _QUANTILES = (0.025, 0.975)  # of ensembles
 
 
@@ -60,7 +64,7 @@ class FindingsText:
     """
 
     def __init__(self, title: str, dataset: Dataset, num_replicas: int, num_final_epochs: int):
-        self._title = title
+        self.title = title
         self._dataset = dataset
         self._num_replicas = num_replicas
         self._num_final_epochs = num_final_epochs
@@ -120,28 +124,33 @@ class FindingsText:
           words: the findings, one a line.
           now: date of the document.
         """
-        replicas = [replica for row in rows for replica in row.replicas]
+        progress = self.progress(rows)
         lines = [
-            f"# {self._title}",
+            f"# {self.title}",
             "",
-            _origin(self._dataset, replicas, self._num_replicas, now),
+            origin(self._dataset, rows, now) + (f" **{progress}**" if progress else ""),
             "",
-            *self._table(rows),
+            *_markdown(self.table(rows)),
             "",
-            *(f"- {note}" for note in self._notes(rows)),
+            *(f"- {note}" for note in self.notes(rows)),
             "",
             "## In words",
             "",
             *(f"- {line}" for line in words),
             "",
-            "![Test accuracy by recipe](figures/study.png)",
+            _picture("study.png"),
         ]
         for name, of_row in draws.items():
             if of_row:
                 lines += ["", *_ensemble_table(name, of_row, self.accuracy)]
         if any(draws.values()):
-            lines += ["", "![Test accuracy by the number of networks](figures/ensemble.png)"]
+            lines += ["", _picture("ensemble.png")]
         return "\n".join(lines) + "\n"
+
+    def progress(self, rows: Sequence[Row]) -> str:
+        """Returns how many replicas are finished; nothing once all are."""
+        count, total = sum(len(row.replicas) for row in rows), self._num_replicas
+        return f"{count} of {total} replicas are finished." if count < total else ""
 
     def _points(self, errors: float) -> float:
         """Returns test errors as percentage points of accuracy."""
@@ -161,29 +170,31 @@ class FindingsText:
         errors = _count(math.ceil(comparison.detectable), "error")
         return f"a difference of {errors} or more would have been found four times in five"
 
-    def _table(self, rows: Sequence[Row]) -> list[str]:
+    def table(self, rows: Sequence[Row]) -> list[list[str]]:
+        """Returns the table: the names of its columns, and the cells of each recipe."""
         has_validation = self._dataset.validation is not None
         columns = ["recipe", "n", *(["validation accuracy, %"] if has_validation else [])]
         columns += ["test accuracy, %", "test errors", "difference to the base, points", "p"]
         columns += ["training, s", "compiling, s"]
-        lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
+        table = [columns]
         for row in rows:
             errors, margins = row.errors, ("", "")
             if errors.low is not None:
                 half = errors.high - errors.mean
                 margins = f" ± {self._points(half):.3f}", f" ± {half:.1f}"
-            cells = [
-                row.name,
-                str(errors.n),
-                *([f"{row.validation_accuracy:.3f}"] if has_validation else []),
-                f"{self.accuracy(errors.mean):.3f}{margins[0]}",
-                f"{errors.mean:.1f}{margins[1]}",
-                *self._comparison_cells(row.comparison),
-                f"{np.mean([replica.train_seconds for replica in row.replicas]):.3g}",
-                f"{max(replica.compile_seconds for replica in row.replicas):.3g}",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-        return lines
+            table.append(
+                [
+                    row.name,
+                    str(errors.n),
+                    *([f"{row.validation_accuracy:.3f}"] if has_validation else []),
+                    f"{self.accuracy(errors.mean):.3f}{margins[0]}",
+                    f"{errors.mean:.1f}{margins[1]}",
+                    *self._comparison_cells(row.comparison),
+                    f"{np.mean([replica.train_seconds for replica in row.replicas]):.3g}",
+                    f"{max(replica.compile_seconds for replica in row.replicas):.3g}",
+                ]
+            )
+        return table
 
     def _comparison_cells(self, comparison: Comparison | None) -> list[str]:
         if comparison is None:
@@ -194,7 +205,8 @@ class FindingsText:
         low, high = (self._gain(comparison, end) for end in (comparison.high, comparison.low))
         return [f"{gain} ({low:+.3f} to {high:+.3f})", _p(comparison.p)]
 
-    def _notes(self, rows: Sequence[Row]) -> list[str]:
+    def notes(self, rows: Sequence[Row]) -> list[str]:
+        """Returns how the numbers were found, in sentences."""
         validation, times = self._dataset.validation, "once, after its last epoch"
         aside = "No images were set aside (config.dataset.validation_size=0)"
         if validation is not None:
@@ -221,6 +233,23 @@ class FindingsText:
         return notes
 
 
+def origin(dataset: Dataset, rows: Sequence[Row], now: datetime.datetime) -> str:
+    """Returns a line on the data, the devices, the versions and the date."""
+    replicas = [replica for row in rows for replica in row.replicas]
+    numbers = sorted({replica.config["num_epochs"] for replica in replicas})
+    epochs = " or ".join(_count(number, "epoch") for number in numbers)
+    devices = _alternatives(replica.device for replica in replicas)
+    versions = ", ".join(
+        f"{name} {_alternatives(r.versions.get(name, '?') for r in replicas)}"
+        for name in ("python", "jax", "flax", "optax", "numpy")
+    )
+    return (
+        f"{dataset.title}, {len(dataset.train):,} training images, {epochs}. "
+        f"{devices}; {versions}, scipy {importlib.metadata.version('scipy')}; "
+        f"{now:%Y-%m-%d}."
+    )
+
+
 def spread(num_errors: np.ndarray) -> tuple[float, float, float]:
     """Returns the mean of the errors `[draws]`, and the limits of the middle 95 % of them."""
     low, high = np.quantile(num_errors, _QUANTILES)
@@ -234,25 +263,13 @@ def words_of_ensemble(name: str, draws: Draws) -> str:
     )
 
 
-def _origin(
-    dataset: Dataset, replicas: Sequence[Replica], num_replicas: int, now: datetime.datetime
-) -> str:
-    """Returns a line on the data, the devices, the versions and the date."""
-    numbers = sorted({replica.config["num_epochs"] for replica in replicas})
-    epochs = " or ".join(_count(number, "epoch") for number in numbers)
-    part = ""
-    if len(replicas) < num_replicas:
-        part = f" **{len(replicas)} of {num_replicas} replicas are finished.**"
-    devices = _alternatives(replica.device for replica in replicas)
-    versions = ", ".join(
-        f"{name} {_alternatives(r.versions.get(name, '?') for r in replicas)}"
-        for name in ("python", "jax", "flax", "optax", "numpy")
-    )
-    return (
-        f"{dataset.title}, {len(dataset.train):,} training images, {epochs}. "
-        f"{devices}; {versions}, scipy {importlib.metadata.version('scipy')}; "
-        f"{now:%Y-%m-%d}.{part}"
-    )
+def _markdown(table: Sequence[Sequence[str]]) -> list[str]:
+    head, *lines = [f"| {' | '.join(cells)} |" for cells in table]
+    return [head, "|---|" + "---:|" * (len(table[0]) - 1), *lines]
+
+
+def _picture(name: str) -> str:
+    return f"![{FIGURES[name]}](figures/{name})"
 
 
 def _ensemble_table(

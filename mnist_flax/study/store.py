@@ -56,6 +56,11 @@ class Replica:
         """Whether its loss is a number: False for a replica that diverged."""
         return self.results["test"]["loss"] is not None
 
+    @property
+    def num_errors(self) -> float:
+        """Number of test errors, a mean over the last epochs."""
+        return self.results["test"]["num_errors"]
+
     def accuracy(self, split: str) -> float:
         """Returns the share of correct predictions, 0..1."""
         return self.results[split]["accuracy"]

@@ -115,6 +115,25 @@ def data_of(html: str) -> dict[str, Any]:
     return json.loads(html.split(start)[1].split("</script>")[0])
 
 
+def leaving(page: Any) -> list[str]:
+    """The elements that leave a page in a browser at the left or the right."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll("main *, header *")].filter(element => {
+            const { left, right } = element.getBoundingClientRect();
+            return !element.closest(".scroll, pre") && (left < 0 || right > innerWidth);
+        }).map(element => element.outerHTML.slice(0, 80))"""
+    )
+
+
+def check_accessibility(page: Any) -> None:
+    """Fails if a page in a browser violates WCAG 2.2, levels A and AA, as far as axe finds."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+    found = axe.run(page, options={"runOnly": {"type": "tag", "values": tags}})
+    assert found.response["violations"] == [], found.generate_report()
+    assert len(found.response["passes"]) > 15
+
+
 def in_node(files: list[str], expression: str, given: Any) -> Any:
     """Evaluates an expression of `given` in node, with the page's scripts."""
     node = shutil.which("node")

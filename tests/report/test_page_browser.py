@@ -1,9 +1,7 @@
 """The report page in a real browser: Chromium, driven by Playwright."""
 
-import contextlib
 import io
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -15,51 +13,21 @@ from mnist_flax.evaluate import evaluate
 from mnist_flax.model import create_model
 from mnist_flax.report.page.render import render
 from mnist_flax.sources import Split, sample
-from tests.report.pages import create_run, jax_logits, mnist_form, narrow, random_variables
+from tests.report.pages import (
+    check_accessibility,
+    create_run,
+    jax_logits,
+    leaving,
+    mnist_form,
+    narrow,
+    random_variables,
+)
 from tests.runs import arrays
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-
-_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-_ARGUMENTS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 # A 3, in shares of the pad.
 THREE = [(0.3, 0.25), (0.5, 0.15), (0.7, 0.3), (0.5, 0.48), (0.72, 0.66), (0.5, 0.85), (0.27, 0.75)]
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker")
 FASHION += ("Bag", "Ankle boot")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        pytest.skip(f"none of {', '.join(names)} is installed")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=_ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def show(browser):
-    """Opens a page; in the end nothing may have been requested or complained about."""
-    with contextlib.ExitStack() as stack:
-        complaints, requests = [], []
-
-        def show(path, width=1400, scheme="light", **options):
-            size = {"width": width, "height": 800}
-            context = browser.new_context(viewport=size, color_scheme=scheme, **options)
-            stack.callback(context.close)
-            page = context.new_page()
-            page.on("console", lambda message: complaints.append(message.text))
-            page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.on("request", lambda request: requests.append(request.url))
-            page.goto(path.as_uri())
-            return page
-
-        yield show
-        assert complaints == []
-        assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
 
 
 @pytest.fixture
@@ -266,13 +234,7 @@ class TestLayout:
     def test_nothing_leaves_the_page(self, show, path, width, request):
         page = show(request.getfixturevalue(path), width=width)
         assert page.evaluate("document.documentElement.scrollWidth") == width
-        leaving = page.evaluate(
-            """() => [...document.querySelectorAll("main *, header *")].filter(element => {
-                const { left, right } = element.getBoundingClientRect();
-                return !element.closest(".scroll, pre") && (left < 0 || right > innerWidth);
-            }).map(element => element.outerHTML.slice(0, 80))"""
-        )
-        assert leaving == []
+        assert leaving(page) == []
 
     @pytest.mark.parametrize(
         ("path", "width", "scheme"),
@@ -284,11 +246,7 @@ class TestLayout:
         ],
     )
     def test_no_violation_of_wcag_aa(self, show, path, width, scheme, request):
-        axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
         page = show(request.getfixturevalue(path), width=width, scheme=scheme)
         draw(page, THREE)
         page.locator("summary").click()
-        tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
-        found = axe.run(page, options={"runOnly": {"type": "tag", "values": tags}})
-        assert found.response["violations"] == [], found.generate_report()
-        assert len(found.response["passes"]) > 15
+        check_accessibility(page)

@@ -117,6 +117,9 @@ def test_it_prints_and_leaves_what_it_found(finished):
     assert {len(row["ensembles"][-1]["num_errors"]) for row in content["recipes"]} == {1}
     for name in ("study", "ensemble"):
         assert (workdir / "figures" / f"{name}.png").stat().st_size > 10_000
+    page = (workdir / "study.html").read_text()
+    assert "SAMPLE" in page and page.count("data:image/png") == 2
+    assert "<code>python -m mnist_flax.study --config" in page and str(workdir) not in page
     assert unfinished(workdir) == [] and list(workdir.glob("replicas/*/*.unfinished")) == []
 
 

@@ -11,6 +11,10 @@ from mnist_flax.evaluate import Evaluation
 _MAX_POINTS = 1_000  # of a curve
 _STEPS_PER_EPOCH = 30  # points of a curve of steps; more would be a cloud
 _NOT_SHOWN = "study."  # fields that do not concern a run
+METRICS: dict[str, dict[str, Any]] = {  # what `chart.js` takes besides the curves
+    "loss": {"title": "Loss", "unit": "cross-entropy", "isLogarithmic": True, "decimals": 4},
+    "accuracy": {"title": "Accuracy", "unit": "%", "isLogarithmic": False, "decimals": 2},
+}
 _COLORS = {"train": "train", "validation": "validation", "test": "test"}
 
 
@@ -124,18 +128,16 @@ def matrix(run: Run) -> list[dict[str, Any]]:
 
 def charts(run: Run) -> list[dict[str, Any]]:
     """Returns the curves of loss and accuracy, as `chart.js` takes them."""
-    loss = {"title": "Loss", "unit": "cross-entropy", "isLogarithmic": True, "decimals": 4}
-    accuracy = {"title": "Accuracy", "unit": "%", "isLogarithmic": False, "decimals": 2}
     steps = {"loss": run.history.losses, "accuracy": 100 * run.history.accuracies}
     return [
         {**chart, "x": "epoch", "series": [_steps(run, steps[name]), *_epochs(run, name)]}
-        for name, chart in (("loss", loss), ("accuracy", accuracy))
+        for name, chart in METRICS.items()
     ]
 
 
-def thin(records: Sequence[Any]) -> list[Any]:
+def thin(records: Sequence[Any], max_points: int = _MAX_POINTS) -> list[Any]:
     """Returns the first record, the last, and no more than a curve needs in between."""
-    count = min(len(records), _MAX_POINTS)
+    count = min(len(records), max_points)
     return [records[round(at)] for at in np.linspace(0, len(records) - 1, count)]
 
 
@@ -147,7 +149,7 @@ def _steps(run: Run, values: np.ndarray) -> dict[str, Any]:
     means = values[: count * group].reshape(count, group).mean(axis=1)
     ends = np.arange(1, count + 1) * group / per_epoch
     name = "each step" if group == 1 else f"{group} steps"
-    return _series(f"train, {name}", "train", ends - 0.5 * group / per_epoch, means, True)
+    return series(f"train, {name}", "train", ends - 0.5 * group / per_epoch, means, True)
 
 
 def _epochs(run: Run, metric: str) -> list[dict[str, Any]]:
@@ -155,7 +157,7 @@ def _epochs(run: Run, metric: str) -> list[dict[str, Any]]:
     kept = thin(run.history.records)
     factor = 100 if metric == "accuracy" else 1
     return [
-        _series(
+        series(
             split,
             color,
             [record["epoch"] for record in kept],
@@ -166,9 +168,10 @@ def _epochs(run: Run, metric: str) -> list[dict[str, Any]]:
     ]
 
 
-def _series(
+def series(
     name: str, color: str, x: Sequence[float], y: Sequence[float], is_faint: bool = False
 ) -> dict[str, Any]:
+    """Returns a curve, as `chart.js` takes it, with numbers of six digits."""
     rounded = {key: [float(f"{v:.6g}") for v in values] for key, values in (("x", x), ("y", y))}
     return {"name": name, "color": color, "isFaint": is_faint, **rounded}
 

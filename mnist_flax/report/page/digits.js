@@ -36,21 +36,6 @@ function formatShare(share) {
   return share > 0.9995 ? "> 99.9 %" : `${(100 * share).toFixed(1)} %`;
 }
 
-const SVG = "http://www.w3.org/2000/svg";
-
-function createSvg(name, attributes, ...children) {
-  const element = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  element.append(...children);
-  return element;
-}
-
-function createElement(name, properties, ...children) {
-  const element = Object.assign(document.createElement(name), properties);
-  element.append(...children);
-  return element;
-}
-
 // A digit as an item of a list: what it is and was taken for, its pixels, and its bars.
 function createCard(digit, names) {
   const canvas = createElement("canvas", { className: "digit" });

@@ -1,6 +1,7 @@
 """A page as one file: the template filled, and everything that it needs put inside."""
 
 import base64
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -11,7 +12,7 @@ from mnist_flax.report.page.content import Run
 from mnist_flax.report.page.network import Layers
 
 MAX_BYTES = 4_000_000
-_SCRIPTS = ("decode.js", "network.js", "pad.js", "digits.js", "chart.js", "page.js")
+_SCRIPTS = ("elements.js", "decode.js", "network.js", "pad.js", "digits.js", "chart.js", "page.js")
 _DTYPES = (np.float32, np.float16)  # of the weights, the most exact that fits
 
 
@@ -87,6 +88,11 @@ def pack(array: np.ndarray) -> dict[str, str]:
 
 
 def _fill(values: dict[str, Any], data: dict[str, Any], notes: list[str]) -> str:
+    return fill("run.html", {**values, "data": data, "notes": notes}, _SCRIPTS)
+
+
+def fill(template: str, values: Mapping[str, Any], scripts: Sequence[str]) -> str:
+    """Returns a template of this folder, filled with values, and its scripts put inside."""
     loader = jinja2.PackageLoader("mnist_flax.report.page", "")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
@@ -97,5 +103,4 @@ def _fill(values: dict[str, Any], data: dict[str, Any], notes: list[str]) -> str
         """Reads a file of the package, as it is: its braces are not Jinja's."""
         return loader.get_source(environment, name)[0]
 
-    template = environment.get_template("run.html")
-    return template.render(values, data=data, notes=notes, read=read, scripts=_SCRIPTS)
+    return environment.get_template(template).render(values, read=read, scripts=scripts)
