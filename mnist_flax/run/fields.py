@@ -212,6 +212,8 @@ def unknown(name: str) -> UserError:
 
 def suggest(name: str) -> str:
     """Returns a question that names the field most like `name`, if one is."""
+    if any(field.startswith(f"{name}.") for field in FIELDS):
+        return ""  # a group
     by_name = {field.rpartition(".")[2]: field for field in FIELDS}
     close = difflib.get_close_matches(name, by_name, n=1)
     return f"did you mean --config.{by_name[close[0]]}? " if close else ""

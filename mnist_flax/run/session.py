@@ -83,7 +83,6 @@ class Session:
         hosts.check_same(self._identity, "dataset")
         self._create_examples = create_examples
         self._path, self._folder = _open_folder(self._given, config, self._stack)
-        LostProcess.workdir = str(self._path)
         self._progress = Progress(config.num_epochs, len(dataset.train), self._folder is None)
         self._stack.callback(self._progress.close)
         if self._folder is not None:
@@ -285,7 +284,9 @@ def _open_folder(
             path = folder.path
             if (path / REPLICAS).exists():
                 raise UserError(f"--workdir={path} holds a study; allowed: a new folder")
-    return _agree_on(path), folder
+    path = _agree_on(path)
+    LostProcess.workdir = str(path)
+    return path, folder
 
 
 def _agree_on(path: pathlib.Path) -> pathlib.Path:

@@ -187,7 +187,8 @@ def test_feature_maps_are_followed_to_the_end(padding, first, accepted):
     ],
 )
 def test_unknown_overrides(argument, field):
-    with pytest.raises(UserError, match=f"^config.{field} is not a field; allowed: "):
+    guess = r"(did you mean --config\.[a-z_.]+\? )?"
+    with pytest.raises(UserError, match=f"^config.{field} is not a field; {guess}allowed: "):
         arguments._check_overrides([argument])
 
 
