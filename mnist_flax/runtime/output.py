@@ -60,6 +60,6 @@ def _tolerant(stream: Any, number: int) -> Any:
         mine if stream.write_through else io.BufferedWriter(mine),
         encoding=stream.encoding,
         errors="backslashreplace",
-        line_buffering=stream.line_buffering,
+        line_buffering=True,  # a line that moves to standard error stays whole
         write_through=stream.write_through,
     )

@@ -28,7 +28,11 @@ def test_recipes_of_a_study():
 @pytest.mark.parametrize(
     ("name", "overrides", "says"),
     [
-        ("a", {"model": {"nrom": "layer"}}, "config.model.nrom is not a field; allowed: model.cha"),
+        (
+            "a",
+            {"model": {"nrom": "layer"}},
+            "config.model.nrom is not a field; did you mean --config.model.norm? allowed: model.cha",
+        ),
         ("a", {"model": {"norm": "lair"}}, "config.model.norm='lair' is not allowed; allowed: one"),
         ("a", {"model": {"padding": "SAME", "num_groups": 5, "norm": "group"}}, "a divisor of 36"),
         ("a", {"seed": 3}, "config.seed=3 is not allowed; allowed: the same in all variants"),

@@ -224,7 +224,10 @@ def test_finished_it_reports_again_and_takes_no_other_recipe(finished, arguments
     ("arguments", "message"),
     [
         (["--ensemble"], "config.study.ensemble_size=10 is not allowed; allowed: at most config."),
-        (["--config.study.num_seed=3"], "config.study.num_seed is not a field; allowed: study."),
+        (
+            ["--config.study.num_seed=3"],
+            "config.study.num_seed is not a field; did you mean --config.study.num_seeds? ",
+        ),
     ],
 )
 def test_bad_flags_are_one_line(arguments, message, tmp_path):
