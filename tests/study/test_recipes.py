@@ -31,7 +31,7 @@ def test_recipes_of_a_study():
         (
             "a",
             {"model": {"nrom": "layer"}},
-            "config.model.nrom is not a field; did you mean --config.model.norm? allowed: model.cha",
+            "config.model.nrom is not a field; did you mean --config.model.norm? ",
         ),
         ("a", {"model": {"norm": "lair"}}, "config.model.norm='lair' is not allowed; allowed: one"),
         ("a", {"model": {"padding": "SAME", "num_groups": 5, "norm": "group"}}, "a divisor of 36"),
