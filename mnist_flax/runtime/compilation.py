@@ -56,12 +56,13 @@ def set_up() -> None:
 
 def _use_cache(caches: pathlib.Path) -> None:
     cache = caches / "mnist_flax" / "jax"
+    mine = cache / _machine()
     try:
-        (cache / _machine()).mkdir(parents=True, exist_ok=True)
+        mine.mkdir(parents=True, exist_ok=True)
         _prune(cache, _CACHE_BYTES)
     except OSError:  # it is only a cache
         return
-    jax.config.update("jax_compilation_cache_dir", str(cache / _machine()))
+    jax.config.update("jax_compilation_cache_dir", str(mine))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 

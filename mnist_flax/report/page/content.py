@@ -15,7 +15,7 @@ METRICS: dict[str, dict[str, Any]] = {  # what `chart.js` takes besides the curv
     "loss": {"title": "Loss", "unit": "cross-entropy", "isLogarithmic": True, "decimals": 4},
     "accuracy": {"title": "Accuracy", "unit": "%", "isLogarithmic": False, "decimals": 2},
 }
-_COLORS = {"train": "train", "validation": "validation", "test": "test"}
+_SPLITS = ("train", "validation", "test")  # also the names of their colours in style.css
 
 
 class Run(NamedTuple):
@@ -159,11 +159,11 @@ def _epochs(run: Run, metric: str) -> list[dict[str, Any]]:
     return [
         series(
             split,
-            color,
+            split,
             [record["epoch"] for record in kept],
             [factor * record[f"{split}/{metric}"] for record in kept],
         )
-        for split, color in _COLORS.items()
+        for split in _SPLITS
         if f"{split}/{metric}" in kept[0]
     ]
 
