@@ -1,7 +1,4 @@
-"""The best single network: wider, longer, with averaged weights and test-time augmentation.
-
-Aim: a mean of 99.75 % test accuracy over 10 seeds. It wants a GPU, and has not been measured: these
-values are where to begin, and none of them has been chosen on validation data yet.
+"""The best single network that two CPU cores train within 25 minutes.
 
     python -m mnist_flax.study --config configs/record.py
 """
@@ -12,19 +9,21 @@ from configs import default
 
 
 def get_config() -> ConfigDict:
-    """Returns the default recipe, made to be accurate whatever it takes."""
+    """Returns the default recipe with 3x3 kernels, small batches and averaged weights."""
     config = default.get_config()
-    config.num_epochs = 100
-    config.batch_size = 500
+    config.num_epochs = 25
+    config.batch_size = 250
     config.label_smoothing = 0.05
-    config.dataset.validation_size = 5_000
+    config.augment.rotation = 12.0
+    config.augment.translation = 0.08
+    config.augment.scale = (0.88, 1.12)
     config.augment.interpolation = "bilinear"
-    config.augment.translation = 0.1
-    config.model.channels = ((64, 64), (128, 128), (256,))
+    config.model.channels = ((32, 32), (64, 64), (128,))
+    config.model.kernel_sizes = ((3, 3), (3, 3), (3,))
+    config.optimizer.learning_rate = 0.008
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup = 0.1
-    config.optimizer.ema_decay = 0.999
-    config.evaluation.num_views = 16
-    config.evaluation.strength = 0.5
-    config.study.num_seeds = 10
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.ema_decay = 0.998
+    config.study.num_seeds = 5
     return config
