@@ -1,8 +1,10 @@
 """The original's questions, and those it left open, with error bars: ten variants of its recipe.
 
-    python -m mnist_flax.study --config configs/study.py
+Test errors of 10,000, mean of the last five epochs, with 95 % intervals: base 67.6 ± 5.4 (n = 10),
+norm after ReLU 56.4 ± 4.6 (n = 7, better), no norm 85.5 ± 6.0 (n = 10, worse); SAME padding has
+not been trained. One NVIDIA H200, jax 0.11.2. All of them: docs/results/claims.md.
 
-Meant for a GPU. For the original's three claims alone, on a CPU, see configs/claims.py.
+    python -m mnist_flax.study --config configs/study.py
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +15,6 @@ from configs import claims
 def get_config() -> ConfigDict:
     """Returns the study of the three claims with more variants, by the same protocol."""
     config = claims.get_config()
-    config.study.num_seeds = 10
     config.study.variants.update(
         {
             "group norm": {"model": {"norm": "group"}},

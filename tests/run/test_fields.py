@@ -5,7 +5,7 @@ import wandb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import claims, default, ensemble, quick, record, speedrun, study
+from configs import claims, default, quick, record, speedrun, study
 from mnist_flax.cli import arguments
 from mnist_flax.errors import UserError
 from mnist_flax.run import fields
@@ -70,7 +70,7 @@ def set_field(config, name, value):
         config[last] = value
 
 
-RECIPES = [claims, default, ensemble, quick, record, speedrun, study]
+RECIPES = [claims, default, quick, record, speedrun, study]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)
