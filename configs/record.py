@@ -1,6 +1,6 @@
 """The best single network that two CPU cores train within 25 minutes.
 
-    python -m mnist_flax.study --config configs/record.py
+python -m mnist_flax.study --config configs/record.py
 """
 
 from ml_collections import ConfigDict
