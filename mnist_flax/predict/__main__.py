@@ -4,6 +4,7 @@ Without pictures, it classifies the test set of the run.
 """
 
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -32,7 +33,10 @@ _RAW = flags.DEFINE_boolean(
 _JSON = flags.DEFINE_boolean("json", False, "Print a line of JSON per picture, not a table.")
 _FIGURE = flags.DEFINE_string("figure", "", "A PNG file to draw digits and probabilities in.")
 _MANUAL_DIR = flags.DEFINE_string(
-    "manual_dir", "", "The folder with the files of the data set, to test on; empty: download them."
+    "manual_dir",
+    "",
+    "The folder with the files of the data set, to test on. By default they come from where the "
+    "run had them, if that folder exists, and otherwise are downloaded.",
 )
 
 
@@ -107,13 +111,15 @@ def _test(classifier: "Classifier") -> None:
       UserError: the data are not those of the run.
     """
     from mnist_flax import data
+    from mnist_flax.run.workdir import check_data
 
     about, config = classifier.about, classifier.config.dataset
-    config.manual_dir = _MANUAL_DIR.value
-    config.data_dir = ""
-    config.validation_size = 0
+    config.manual_dir = _MANUAL_DIR.value or _if_folder(config.manual_dir)
+    config.data_dir = _if_folder(config.data_dir)
     config.source = "sample" if about.source == "sample" else "tfds"
-    dataset = data.load(config, seed=0)
+    dataset = data.load(config, classifier.config.seed)
+    allowed = "another --manual_dir"
+    check_data(f"--workdir={_WORKDIR.value}", classifier.identity, dataset.identity, allowed)
     images, labels = dataset.test
     probabilities = classifier(images)
     errors = int((probabilities.argmax(1) != labels).sum())
@@ -123,6 +129,11 @@ def _test(classifier: "Classifier") -> None:
         json.dumps({"test_accuracy": accuracy, "num_test_errors": errors}) if _JSON.value else text
     )
     _draw(classifier, images, labels, probabilities, f"the test set, by {_WORKDIR.value}")
+
+
+def _if_folder(path: str) -> str:
+    """Returns the path of a folder if this machine has it, and otherwise the default, ''."""
+    return path if os.path.isdir(os.path.expanduser(path)) else ""
 
 
 def _draw(

@@ -41,6 +41,7 @@ class Classifier:
     Attributes:
       config: the whole configuration of the run.
       about: the data set that it was trained on.
+      identity: tells these data from others, as `Dataset.identity` does.
       state: what the checkpoint holds, with all numbers of the network.
       epoch: of the checkpoint.
       is_best: whether the run has no better epoch.
@@ -50,7 +51,7 @@ class Classifier:
     def __init__(self, config: ConfigDict, about: About, state: TrainState, history: History):
         assert history.best is not None
         self.config, self.about, self.state = config, about, state
-        self.epoch = history.epoch
+        self.identity, self.epoch = history.data, history.epoch
         self.is_best = history.best["epoch"] == history.epoch
         self.is_chosen_on_test = "validation/accuracy" not in history.best
         self._logits = jax.jit(self.logits, compiler_options=compilation.compiler_options())

@@ -234,13 +234,14 @@ def check_same(
         raise UserError(f"{where} holds a run with {named}; allowed: {allowed}")
 
 
-def check_data(where: str, before: str, now: str) -> None:
+def check_data(where: str, before: str, now: str, allowed: str = "a new folder") -> None:
     """Checks that a run, held by `where`, was trained on the same data before.
 
     Args:
       where: for the error.
       before: the identity of the data, or their title alone, as older versions wrote it.
       now: the identity of the data of now.
+      allowed: what to do about it besides using the same data, for the error.
 
     Raises:
       UserError: they are others.
@@ -248,7 +249,7 @@ def check_data(where: str, before: str, now: str) -> None:
     if not now.startswith(before):
         raise UserError(
             f"{where} holds a run on {before}, but the data are now {now}; allowed: the same data, "
-            "or a new folder"
+            f"or {allowed}"
         )
 
 

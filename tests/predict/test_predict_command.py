@@ -1,7 +1,6 @@
 """`python -m mnist_flax.predict`, as people run it."""
 
 import json
-import shutil
 import subprocess
 import sys
 
@@ -11,7 +10,8 @@ from PIL import Image
 
 from mnist_flax import predict
 from mnist_flax.sources import sample
-from tests.runs import ROOT, environment
+from tests.runs import ROOT, TINY, environment
+from tests.runs import copy as copy_run
 
 
 @pytest.fixture
@@ -95,17 +95,53 @@ def test_bad_input_is_one_line(run, digits, arguments, expected):
     assert done.stderr.startswith(f"error: {expected}") and done.stderr.count("\n") == 1
 
 
-def test_the_data_set_of_a_run_on_mnist(run, finished, mnist_dir, tmp_path):
-    """It is read from a folder, or its absence is said; the sample does not stand in for it."""
-    copy = tmp_path / "copy"
-    shutil.copytree(finished, copy)
-    about = json.loads((copy / "dataset.json").read_text())
-    (copy / "dataset.json").write_text(json.dumps(about | {"source": "tfds", "title": "MNIST"}))
-    done = run(f"--manual_dir={mnist_dir}", workdir=copy)
-    assert "errors of 10,000, on MNIST" in done.stdout
-    done = run(workdir=copy, HOME=str(tmp_path))
+def change(path, **values):
+    """Changes values at the top of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.slow
+def test_the_data_set_of_a_run_on_mnist(run, run_main, mnist_dir, tmp_path):
+    """It comes from where the run had it; its absence is reported, and no sample replaces it."""
+    workdir, folder = tmp_path / "run", tmp_path / "mnist"
+    folder.symlink_to(mnist_dir)
+    flags = ["--config.dataset.source=tfds", f"--config.dataset.manual_dir={folder}"]
+    flags += ["--config.num_epochs=1", "--config.batch_size=2048"]
+    flags += ["--config.dataset.validation_size=1000"]
+    done = run_main(*TINY, *flags, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((workdir / "summary.json").read_text())
+    expected = f", {summary['num_test_errors']:,} errors of 10,000, on MNIST"
+    assert expected in run(workdir=workdir).stdout
+    folder.unlink()  # as on another machine
+    done = run(workdir=workdir, HOME=str(tmp_path))
     assert done.returncode == 2
     assert "cannot be reached" in done.stderr and "manual_dir" in done.stderr
+    assert expected in run(f"--manual_dir={mnist_dir}", workdir=workdir).stdout
+
+
+def check_refused(run, workdir, data):
+    """Asserts that the test set is refused in one line, as the run was on other data."""
+    done = run("--figure=out.png", workdir=workdir)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"error: --workdir={workdir} holds a run on SAMPLE of 5,000")
+    assert f"but the data are now {data}, CRC-32 " in done.stderr and "manual_dir" in done.stderr
+    assert not (workdir.parent / "out.png").exists()
+
+
+def test_another_data_set_than_that_of_the_run(run, finished, mnist_dir, tmp_path):
+    copy = copy_run(finished, tmp_path / "copy")
+    change(copy / "dataset.json", source="tfds", title="MNIST")
+    dataset = json.loads((copy / "config.json").read_text())["dataset"]
+    change(copy / "config.json", dataset=dataset | {"manual_dir": str(mnist_dir)})
+    check_refused(run, copy, "MNIST")
+
+
+def test_other_images_than_those_of_the_run(run, finished, tmp_path):
+    copy = copy_run(finished, tmp_path / "copy")
+    dataset = json.loads((copy / "config.json").read_text())["dataset"]
+    change(copy / "config.json", dataset=dataset | {"validation_size": 500})
+    check_refused(run, copy, "SAMPLE of 5,000 MNIST digits, not MNIST")
 
 
 def test_a_thousand_pictures_in_one_call(run, tmp_path):
