@@ -1,5 +1,6 @@
 """The report page in a real browser: Chromium, driven by Playwright."""
 
+import base64
 import io
 import json
 
@@ -7,25 +8,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import default
-from mnist_flax.data import normalize
-from mnist_flax.evaluate import evaluate
-from mnist_flax.model import create_model
+from mnist_flax import predict
 from mnist_flax.report.page.render import render
-from mnist_flax.sources import Split, sample
+from mnist_flax.sources import Split, pictures, sample
 from tests.report.pages import (
     check_accessibility,
     create_run,
     jax_logits,
     leaving,
-    mnist_form,
     narrow,
     random_variables,
 )
-from tests.runs import arrays
 
 # A 3, in shares of the pad.
 THREE = [(0.3, 0.25), (0.5, 0.15), (0.7, 0.3), (0.5, 0.48), (0.72, 0.66), (0.5, 0.85), (0.27, 0.75)]
+SEVEN = [(0.25, 0.2), (0.75, 0.2), (0.45, 0.85)]
+CROSSED = [(0.35, 0.52), (0.65, 0.52)]
+DRAWINGS = (
+    [THREE],
+    [SEVEN, CROSSED],
+    [[(0.1, 0.1), (0.2, 0.12)]],
+)  # the last is small, at a corner
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker")
 FASHION += ("Bag", "Ankle boot")
 
@@ -34,6 +37,12 @@ FASHION += ("Bag", "Ankle boot")
 def report(finished):
     """The page that the command left."""
     return finished / "report.html"
+
+
+@pytest.fixture(scope="module")
+def classifier(finished):
+    """The network of that page's run, as `mnist_flax.predict` loads it."""
+    return predict.load(str(finished))
 
 
 @pytest.fixture(scope="module")
@@ -71,42 +80,40 @@ def shares(page):
     return np.array(page.locator("#bars li").evaluate_all(script))
 
 
-def saved_ink(page):
-    """The pixels of the picture that the page saves."""
+def save(page, folder):
+    """Saves the drawing, as the button does; returns the path of the PNG, and its pixels."""
     with page.expect_download() as download:
         page.locator("#save").click()
-    with open(download.value.path(), "rb") as file:
-        image = np.asarray(Image.open(io.BytesIO(file.read())).convert("RGB"))
+    download.value.save_as(folder / "drawing.png")
+    image = np.asarray(Image.open(folder / "drawing.png").convert("RGB"))
     assert (image == image[..., :1]).all()
-    return image[..., 0]
+    return folder / "drawing.png", image[..., 0]
 
 
-def probabilities_of(workdir, image):
-    """What the network of a run's last checkpoint makes of an image, by JAX."""
-    config = default.get_config()
-    config.update(json.loads((workdir / "config.json").read_text()))
-    variables = {"params": {}, "batch_stats": {}}
-    for name, array in arrays(workdir).items():
-        _, group, *path = [*name.split("/"), ""]
-        if group in variables:
-            variables[group].setdefault(path[0], {})[path[1]] = array
-    inputs = normalize(image[None, ..., None], *sample.load().train.moments())
-    logits = create_model(config.model, 10).apply(variables, inputs, train=False)
-    return evaluate(np.asarray(logits), np.array([0])).probabilities[0]
+def check_against_predict(page, classifier, path):
+    """Asserts that the page sees and says what `mnist_flax.predict` does, given the same pixels."""
+    image = pictures.read(path)
+    url = page.locator("#seen").evaluate("canvas => canvas.toDataURL()")
+    seen = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
+    np.testing.assert_array_equal(np.asarray(seen.convert("L")), image[..., 0])
+    (expected,) = classifier(image[None])
+    np.testing.assert_allclose(shares(page), expected, rtol=0, atol=1e-4)
+    best = classifier.class_names[expected.argmax()]
+    assert page.locator("#answer").inner_text() == best
+    assert page.locator("#bars .first span").inner_text() == best
 
 
 class TestPad:
-    def test_strokes_give_what_jax_gives_for_the_same_pixels(self, show, report, finished):
+    def test_strokes_give_what_predict_gives(self, show, report, classifier, tmp_path):
         page = show(report, accept_downloads=True)
         assert page.locator("#answer").inner_text() == ""
-        draw(page, THREE)
-        found = shares(page)
-        ink = saved_ink(page)
-        assert ink.shape == (280, 280) and ink.max() == 255
-        expected = probabilities_of(finished, mnist_form(ink))
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
-        assert page.locator("#answer").inner_text() == str(expected.argmax())
-        assert page.locator("#bars .first span").inner_text() == str(expected.argmax())
+        for strokes in DRAWINGS:
+            page.locator("#clear").click()
+            for points in strokes:
+                draw(page, points)
+            path, ink = save(page, tmp_path)
+            assert ink.shape == (280, 280) and ink.max() == 255
+            check_against_predict(page, classifier, path)
 
     def test_bars_move_while_the_mouse_is_down(self, show, report):
         page = show(report)
@@ -136,17 +143,15 @@ class TestPad:
         assert shares(page).sum() == pytest.approx(1)
         assert np.abs(shares(page) - one).max() > 1e-3
 
-    def test_the_keyboard_draws(self, show, report, finished):
+    def test_the_keyboard_draws(self, show, report, classifier, tmp_path):
         page = show(report, accept_downloads=True)
         page.locator("#pad").focus()
         for key in [*["ArrowUp"] * 9, "Space", *["ArrowDown"] * 18, "Space", *["ArrowLeft"] * 5]:
             page.keyboard.press(key)
-        found = shares(page)
-        ink = saved_ink(page)
+        path, ink = save(page, tmp_path)
         rows, columns = ink.nonzero()
         assert np.ptp(rows) > 180 and np.ptp(columns) < 30  # a stroke downwards
-        expected = probabilities_of(finished, mnist_form(ink))
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+        check_against_predict(page, classifier, path)
 
     def test_a_finger_draws_and_does_not_scroll(self, show, report):
         page = show(report, width=360, has_touch=True, is_mobile=True)
