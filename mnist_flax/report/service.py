@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import psutil
@@ -40,9 +40,19 @@ def start(mode: str, settings: dict[str, Any], say: Callable[[str], None]) -> An
         reason = one_line(str(error)) or type(error).__name__
         say(f"W&B: {what} ({reason}), so the run is kept offline")
         give_up()  # otherwise the run's name is still taken
-        for name in variables if is_setting else ():
-            os.environ.pop(name, None)
-        return _init(wandb, "offline", settings, say)
+        with _without(variables if is_setting else ()):
+            return _init(wandb, "offline", settings, say)
+
+
+@contextlib.contextmanager
+def _without(variables: Iterable[str]) -> Iterator[None]:
+    """Hides environment variables; whatever else runs in this process finds them again."""
+    hidden = {name: os.environ.pop(name) for name in variables if name in os.environ}
+    try:
+        yield
+    finally:
+        for name, value in hidden.items():
+            os.environ.setdefault(name, value)  # W&B may have set its own WANDB_SERVICE
 
 
 class _Warnings:
@@ -64,7 +74,7 @@ class _Warnings:
 
 
 def _init(wandb: Any, mode: str, settings: dict[str, Any], say: Callable[[str], None]) -> Any:
-    """Starts a W&B run, offline if `mode` is 'online' or 'auto' and nobody is logged in."""
+    """Starts a W&B run beside any other, offline if 'online' or 'auto' finds nobody logged in."""
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE", "") or "auto"
     known = {} if mode == "auto" else {"mode": mode}
@@ -75,16 +85,25 @@ def _init(wandb: Any, mode: str, settings: dict[str, Any], say: Callable[[str], 
     if token := os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         open(token).close()  # W&B's service would crash
     if mode in ("auto", "online"):
-        is_logged_in = wandb.login(prompt=False, verify=False)
-        if not is_logged_in and mode == "online":
-            say("W&B: not logged in (wandb login), so the run is kept offline")
-        mode = "online" if is_logged_in else "offline"
+        other = wandb.run  # beside one that is active, `login` has no effect
+        is_online = not other.offline if other else wandb.login(prompt=False, verify=False)
+        if not is_online and mode == "online":
+            reason = "the active run is offline" if other else "not logged in (wandb login)"
+            say(f"W&B: {reason}, so the run is kept offline")
+        mode = "online" if is_online else "offline"
     wandb.termsetup(quiet, None)  # what it has to say of the run itself is no news
-    return wandb.init(**settings, mode=mode, settings=quiet)
+    # A run that is active in this process, as a notebook's own, continues beside this one.
+    return wandb.init(**settings, mode=mode, settings=quiet, reinit="create_new")
 
 
 def give_up() -> None:
-    """Ends W&B's service process at once, and what W&B would do about that at the exit."""
+    """Ends W&B's service process at once, and what W&B would do about that at the exit.
+
+    It leaves both alone while a run that is not ours is active, as a notebook's own, which needs
+    them.
+    """
+    if getattr(sys.modules.get("wandb"), "run", None) is not None:
+        return
     for service in services():
         with contextlib.suppress(psutil.Error):
             service.kill()

@@ -175,6 +175,36 @@ print("finished", flush=True)
     assert done.returncode == 0
 
 
+def test_a_run_of_the_same_process_is_left_alone(tmp_path):
+    """As in a notebook that tracks something of its own, also where ours cannot start."""
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import wandb
+from mnist_flax.report import service, tracking
+from configs import default
+own = wandb.init(mode="offline", dir={str(tmp_path / "own")!r}, id="own")
+os.environ["WANDB_IDENTITY_TOKEN_FILE"] = "/nowhere"
+config = default.get_config()
+tracker = tracking.Tracker(config, {str(tmp_path / "ours")!r}, "ours", "n", {{}}, [], print)
+tracker.log_steps(1, [0.5], [0.5])
+assert tracker.finish({{"final_test_accuracy": 0.875}})
+service.give_up()
+assert wandb.run is own and os.environ["WANDB_IDENTITY_TOKEN_FILE"] == "/nowhere"
+own.log({{"mine": 1}})
+own.finish()
+"""
+    for name in ("own", "ours"):
+        (tmp_path / name).mkdir()
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("W&B: it cannot start as it is set up") == 1
+    ours, own = OfflineRun(tmp_path / "ours"), OfflineRun(tmp_path / "own")
+    assert (ours.run.run_id, ours.summary["final_test_accuracy"]) == ("ours", 0.875)
+    assert (own.run.run_id, [row["mine"] for row in own.history]) == ("own", [1])
+
+
 def test_disabled_imports_nothing(tiny_config, tmp_path):
     script = f"""
 import sys
@@ -248,6 +278,8 @@ def track(name, value):
     tracker = Tracker(default.get_config(), str(folder / name), "anid", "n", {}, [], say)
     tracker.log_steps(1, [0.5], [0.5])
     assert tracker.finish({"final_test_accuracy": 0.875})
+    # The rest of a notebook finds it as it was, but for the one that W&B itself sets.
+    assert name.startswith(".") or name == "WANDB_SERVICE" or os.environ[name] == value
 
 for name, value in json.loads(sys.argv[2]).items():
     child = os.fork()
