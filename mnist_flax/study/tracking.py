@@ -37,6 +37,7 @@ class StudyTracking:
         self._config_of = config_of
         self._tags = ["sample"] if is_sample else []
         self._line = line
+        self._said: set[str] = set()  # what W&B says of one run, it says of each
         self._track = True
         self._is_offline = False
         self._background = Background("W&B stopped", line)
@@ -74,7 +75,7 @@ class StudyTracking:
             name=f"{replica.variant}-seed{replica.seed}",
             extra_config={"variant": replica.variant, "data": replica.data},
             extra_tags=self._tags,
-            say=self._line,
+            say=self._say,
         )
         for record in replica.records:
             tracker.log(record["step"], {k: v for k, v in record.items() if v is not None})
@@ -89,3 +90,9 @@ class StudyTracking:
             self._is_offline |= bool(tracker.offline_folder)
         else:
             self._track = False  # it would fail, and wait, for each of the others too
+
+    def _say(self, text: str) -> None:
+        """Prints a line unless it was printed before."""
+        if text not in self._said:
+            self._said.add(text)
+            self._line(text)

@@ -1,0 +1,34 @@
+import subprocess
+import sys
+
+from tests.runs import ROOT, environment
+from tests.wandb_log import OfflineRun
+
+
+def test_what_w_and_b_refuses_is_said_once(tmp_path):
+    """In a process of its own, as W&B's service is killed."""
+    script = f"""
+import dataclasses, pathlib, sys
+sys.path.insert(0, {str(ROOT)!r})
+from configs import default
+from mnist_flax.study.store import ReplicaStore
+from mnist_flax.study.tracking import StudyTracking
+from tests.study.test_store import PROBABILITIES, create
+config = default.get_config()
+config.wandb.mode = "online"
+store = ReplicaStore(pathlib.Path({str(tmp_path)!r}) / "replicas")
+tracking = StudyTracking({str(tmp_path)!r}, store, lambda *_: config, False, print)
+for seed in (1, 2):
+    record = {{"epoch": 1, "step": 1, "train/loss": 0.5}}
+    replica = dataclasses.replace(create(seed=seed), run_id=f"run{{seed}}", records=[record])
+    store.save(replica, PROBABILITIES)
+    tracking.send(replica)
+tracking.finish(lambda: None)
+"""
+    command = [sys.executable, "-c", script]
+    env = environment(WANDB_IDENTITY_TOKEN_FILE="/nowhere")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("it cannot start as it is set up") == 1
+    for run_id in ("run1", "run2"):
+        assert OfflineRun(tmp_path, f"offline-run-*-{run_id}").summary["test_loss"] == 0.1
