@@ -1,6 +1,7 @@
 """The pictures of a run, as matplotlib figures; every title says which data they show."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -81,9 +82,10 @@ def digits_with_bars(
     if total > MAX_DIGITS:
         images, labels, probabilities = (a[:MAX_DIGITS] for a in (images, labels, probabilities))
         title += f" (the first {MAX_DIGITS:,} of {total:,})"
-    columns = 10 if len(images) <= 100 else 20
+    columns = min(len(images), 10 if len(images) <= 100 else 20)
     rows = -(-len(images) // columns)
-    figure, ax = _grid(rows, columns, title, class_names, green)
+    zoom = max(1, min(2.4, 5 / columns))  # a few digits are drawn larger
+    figure, ax = _grid(rows, columns, zoom, title, class_names, green)
     for cell, image in enumerate(images):
         left, top = cell % columns, (cell // columns) * _CELL_HEIGHT
         ax.imshow(
@@ -93,8 +95,8 @@ def digits_with_bars(
             vmax=255,
             extent=(left + 0.12, left + 0.88, top + 0.96, top + 0.2),
         )
-    _draw_headers(ax, labels, probabilities.argmax(1), class_names, columns)
-    _draw_bars(ax, labels, probabilities, columns)
+    _draw_headers(ax, labels, probabilities.argmax(1), class_names, columns, zoom)
+    _draw_bars(ax, labels, probabilities, columns, zoom)
     ax.set(xlim=(0, columns), ylim=(rows * _CELL_HEIGHT, 0), aspect="equal")
     return figure
 
@@ -214,47 +216,57 @@ def _are_long(class_names: Sequence[str]) -> bool:
 
 def _empty(title: str) -> Figure:
     figure = create_figure(9, 1.6)
-    figure.suptitle(title)
+    figure.suptitle(textwrap.fill(title, 100))
     figure.text(0.5, 0.35, "none", ha="center", fontsize=16, color=_RIGHT)
     return figure
 
 
 def _grid(
-    rows: int, columns: int, title: str, class_names: Sequence[str], green: str
+    rows: int, columns: int, zoom: float, title: str, class_names: Sequence[str], green: str
 ) -> tuple[Figure, Axes]:
-    """Returns a figure of cells 1.1 inches wide below a title and a legend."""
-    key = "   ".join(f"{label} {name}" for label, name in enumerate(class_names))
-    has_key = [str(label) for label in range(len(class_names))] != list(class_names)
-    head = 1.2 if has_key else 0.95
-    width, height = 1.1 * columns + 0.2, 1.1 * _CELL_HEIGHT * rows
+    """Returns a figure of cells `1.1 * zoom` inches wide below a title and a legend."""
+    handles = [
+        Patch(color=_RIGHT, label=green),
+        *([Patch(color=_WRONG, label="wrongly predicted")] if green == "true class" else []),
+        Patch(color=_OTHER, label="other classes"),
+        Line2D([], [], linestyle="", label="bars: softmax probability, 0 to 1"),
+    ]
+    names = "   ".join(f"{i}\N{NO-BREAK SPACE}{name}" for i, name in enumerate(class_names))
+    has_names = [str(label) for label in range(len(class_names))] != list(class_names)
+    width, height = max(1.1 * zoom * columns + 0.2, 4.2), 1.1 * zoom * _CELL_HEIGHT * rows
+    is_narrow = width < 7
+    # A line is as long as the figure is wide, in letters of about half their height.
+    title = textwrap.fill(title, int(10.5 * width))
+    names = textwrap.fill(names, int(15 * width)) if has_names else ""
+    title_top = 0.12
+    legend_top = title_top + 0.11 + 0.22 * (1 + title.count("\n"))
+    names_top = legend_top + (0.55 if is_narrow else 0.4)
+    head = names_top + (0.1 + 0.16 * (1 + names.count("\n")) if names else 0.1)
     figure = Figure(figsize=(width, height + head), dpi=DPI if rows <= 20 else 110)
     ax = figure.add_axes((0, 0, 1, height / (height + head)))
     ax.set_axis_off()
-    figure.text(
-        0.5, 1 - 0.12 / (height + head), title, ha="center", va="top", fontsize=13, wrap=True
-    )
+    for text, top, size in ((title, title_top, 13), (names, names_top, 9)):
+        figure.text(0.5, 1 - top / (height + head), text, ha="center", va="top", fontsize=size)
     figure.legend(
-        handles=[
-            Patch(color=_RIGHT, label=green),
-            *([Patch(color=_WRONG, label="wrongly predicted")] if green == "true class" else []),
-            Patch(color=_OTHER, label="other classes"),
-            Line2D([], [], linestyle="", label="bars: softmax probability, 0 to 1"),
-        ],
+        handles=handles,
         loc="upper center",
-        bbox_to_anchor=(0.5, 1 - 0.45 / (height + head)),
-        ncols=4,
+        bbox_to_anchor=(0.5, 1 - legend_top / (height + head)),
+        ncols=2 if is_narrow else 4,
         frameon=False,
         fontsize=8,
     )
-    if has_key:
-        figure.text(0.5, 1 - 0.9 / (height + head), key, ha="center", va="top", fontsize=9)
     return figure, ax
 
 
 def _draw_headers(
-    ax: Axes, labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str], columns: int
+    ax: Axes,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    class_names: Sequence[str],
+    columns: int,
+    zoom: float,
 ) -> None:
-    size = 6 if _are_long(class_names) else 9
+    size = zoom * (6 if _are_long(class_names) else 9)
     for cell, (label, prediction) in enumerate(zip(labels, predictions, strict=True)):
         is_right = label == prediction
         name = class_names[label]
@@ -269,7 +281,9 @@ def _draw_headers(
         )
 
 
-def _draw_bars(ax: Axes, labels: np.ndarray, probabilities: np.ndarray, columns: int) -> None:
+def _draw_bars(
+    ax: Axes, labels: np.ndarray, probabilities: np.ndarray, columns: int, zoom: float
+) -> None:
     """Draws all bars as one collection and each class's digits as one scatter, which is fast."""
     count, num_classes = probabilities.shape
     cells = np.arange(count)
@@ -293,7 +307,7 @@ def _draw_bars(ax: Axes, labels: np.ndarray, probabilities: np.ndarray, columns:
                 left[part, label] + 0.42 * width,
                 bottom[part, label] + 0.08,
                 marker=f"${label}$",
-                s=14,
+                s=14 * zoom**2,
                 color=color,
                 linewidths=0,
             )

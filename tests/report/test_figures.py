@@ -1,4 +1,5 @@
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -40,10 +41,24 @@ def predictions(count, num_wrong, seed=0):
 
 
 @pytest.mark.parametrize("names", [DIGITS, FASHION], ids=["digits", "fashion"])
-@pytest.mark.parametrize("count", [0, 1, 20, 101, 250])
+@pytest.mark.parametrize("count", [0, 1, 3, 20, 101, 250])
 def test_digits_with_bars(count, names):
-    figure = figures.digits_with_bars(*predictions(count, count // 2), names, LONG_TITLE)
+    title = f"{LONG_TITLE}, /and/the/long/path/of/a/run"
+    figure = figures.digits_with_bars(*predictions(count, count // 2), names, title)
     assert_nothing_is_cropped(draw(figure))
+    if count:
+        head = [figure.texts[0], figure.legends[0], *figure.texts[1:2], *figure.axes]
+        boxes = [part.get_window_extent() for part in head]
+        for upper, lower in itertools.pairwise(boxes):
+            assert upper.y0 >= lower.y1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10])
+def test_few_digits_fill_the_figure(count):
+    images, _, probabilities = predictions(count, 0)
+    black = np.zeros_like(images)
+    pixels = draw(figures.digits_with_bars(black, None, probabilities, DIGITS, "runs/1"))
+    assert (pixels == 0).all(axis=-1).mean() > 0.15
 
 
 def test_more_digits_than_are_drawn(monkeypatch):
