@@ -213,8 +213,10 @@ class TestItsSize:
     def test_says_what_differs_from_the_run(self, page, field, value, expected):
         run = run_of()
         config = {**run.config, field: value}
-        assert expected in text_of(render(run._replace(config=config)))
-        assert expected not in text_of(page)
+        other = render(run._replace(config=config))
+        assert expected in text_of(other) and expected not in text_of(page)
+        assert 'id="check"' in page  # compares the page's network with the run's results
+        assert ('id="check"' in other) == (field != "evaluation.num_views")
 
 
 class TestObserver:

@@ -28,6 +28,7 @@ def render(run: Run) -> str:
         "num_left_out": max(len(run.test.misclassified) - digits.MAX_WRONG, 0),
         "records": content.thin(run.history.records),
         "class_names": run.dataset.class_names,
+        "is_comparable": run.config["evaluation.num_views"] == 1,  # with the run's probabilities
     }
     try:
         layers = Layers(run.config, run.variables, run.dataset.mean, run.dataset.std)
