@@ -124,7 +124,8 @@ def _test(classifier: "Classifier") -> None:
     probabilities = classifier(images)
     errors = int((probabilities.argmax(1) != labels).sum())
     accuracy = 1 - errors / len(labels)
-    text = f"{accuracy:.2%} test accuracy, {errors:,} errors of {len(labels):,}, on {about.title}"
+    count = f"{errors:,} errors in {len(labels):,} test images"
+    text = f"{accuracy:.2%} test accuracy, {count}, on {about.title}"
     print(
         json.dumps({"test_accuracy": accuracy, "num_test_errors": errors}) if _JSON.value else text
     )

@@ -111,7 +111,7 @@ def test_the_data_set_of_a_run_on_mnist(run, run_main, mnist_dir, tmp_path):
     done = run_main(*TINY, *flags, f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
     summary = json.loads((workdir / "summary.json").read_text())
-    expected = f", {summary['num_test_errors']:,} errors of 10,000, on MNIST"
+    expected = f", {summary['num_test_errors']:,} errors in 10,000 test images, on MNIST"
     assert expected in run(workdir=workdir).stdout
     folder.unlink()  # as on another machine
     done = run(workdir=workdir, HOME=str(tmp_path))

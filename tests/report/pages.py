@@ -120,7 +120,7 @@ def leaving(page: Any) -> list[str]:
     return page.evaluate(
         """() => [...document.querySelectorAll("main *, header *")].filter(element => {
             const { left, right } = element.getBoundingClientRect();
-            return !element.closest(".scroll, pre") && (left < 0 || right > innerWidth);
+            return !element.closest(".scroll") && (left < 0 || right > innerWidth);
         }).map(element => element.outerHTML.slice(0, 80))"""
     )
 

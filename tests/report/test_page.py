@@ -55,7 +55,8 @@ class TestWhatItSays:
         result = "90.00 % test accuracy on MNIST 4 of 40 test images misclassified, after 2 epochs"
         assert f"{result} in 1 h 2 min on 2 CPUs, a processor, with jax 0.10.2." in text
         assert "python main.py" in text and "python 3.11.7, jax 0.10.2" in text
-        assert "2026-11-26 08:00:00+00:00" in text and "1,234 parameters" in text
+        assert "90.00 % on the test set, after epoch 2 of 2" in text
+        assert "2026-11-26 08:00:00 UTC" in text and "1,234 parameters" in text
         assert "cpu; 2 CPUs, a processor" in text
         assert "All 4 misclassified digits" in text
         assert "SAMPLE" not in page
@@ -66,6 +67,7 @@ class TestWhatItSays:
         assert f"<title>90.00\N{NO-BREAK SPACE}% on {SAMPLE}</title>" in page
         text = text_of(page)
         assert text.count(SAMPLE) >= 4
+        assert f"test accuracy on the 40 test images of the {SAMPLE}" in text
         assert f"{SAMPLE} This accuracy cannot be compared with MNIST’s (asked)." in text
 
     def test_what_differs_from_the_default_recipe_is_marked(self):
@@ -155,10 +157,27 @@ class TestWhatItHolds:
     def test_curves(self, page):
         loss, accuracy = data_of(page)["charts"]
         steps, train, test = loss["series"]
+        assert steps["name"] == "train, each step"
         assert (train["x"], train["y"], test["y"]) == ([1, 2], [1, 0.5], [2, 1])
         np.testing.assert_allclose(steps["x"], (np.arange(6) + 0.5) / 3, rtol=1e-5)
         np.testing.assert_allclose(steps["y"], [1, 1 / 2, 1 / 3] * 2, rtol=1e-5)
         assert accuracy["series"][1]["y"] == [87.5, 93.75]
+
+    def test_the_numbers_of_the_epochs(self):
+        records = [{"epoch": 1, "step": 1_200, "learning_rate": 0.00297, "test/loss": 0.5}]
+        records[0] |= {"test/accuracy": 0.875, "images_per_second": 106_600.7, "seconds": 0.516}
+        (row,) = content.records(run_of(history=History("anid", "MNIST", tuple(records))))
+        assert list(row) == list(records[0])
+        assert list(row.values()) == [
+            *("1", "1,200", "0.002970", "0.5000", "0.8750", "106,601", "0.52")
+        ]
+
+    def test_a_faint_curve_names_its_means(self):
+        values = np.ones(2 * 90, np.float32)
+        past = History("anid", "MNIST", history(2).records, values, values)
+        chart = content.charts(run_of(history=past, steps_per_epoch=90))[0]
+        assert chart["series"][0]["name"] == "train, mean of 3 steps"
+        assert len(chart["series"][0]["x"]) == 60
 
     def test_a_long_run_has_short_curves_and_tables(self):
         records = history(2).records * 3_000

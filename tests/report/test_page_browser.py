@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -225,6 +226,9 @@ class TestCurves:
         ]
         page.mouse.move(0, 0)
         assert tip.is_hidden()
+        assert plot.locator("svg > text.x").all_text_contents()[-1] == "epoch"
+        legend = page.locator(".legend").first.locator("li").all_inner_texts()
+        assert [text.split()[0] for text in legend] == ["train", "test", "train,"]  # the faint last
         plot.focus()
         page.keyboard.press("Home")
         page.keyboard.press("ArrowRight")
@@ -240,6 +244,27 @@ class TestLayout:
         page = show(request.getfixturevalue(path), width=width)
         assert page.evaluate("document.documentElement.scrollWidth") == width
         assert leaving(page) == []
+
+    @pytest.mark.parametrize("path", ["report", "bad_report"])
+    def test_what_a_phone_shows(self, show, path, request):
+        page = show(request.getfixturevalue(path), width=360, has_touch=True, is_mobile=True)
+        command = page.locator(".command")
+        assert command.evaluate("element => element.scrollWidth <= element.clientWidth")
+        command.locator("code").click()  # selects all of it, as it is
+        words = page.locator(".command code").text_content()
+        assert page.evaluate("getSelection().toString()") == words and "python" in words
+        for button in page.get_by_role("button").all():
+            box = button.bounding_box()
+            # WCAG 2.2 asks for 24 pixels.
+            assert box is None or min(box["width"], box["height"]) >= 30
+        recall = page.locator("#matrix tbody .recall").first
+        recall.scroll_into_view_if_needed()
+        right = recall.evaluate("cell => cell.getBoundingClientRect().right")
+        assert re.fullmatch(r"[\d.]+\s%", recall.inner_text()) and right <= 360
+        left = page.locator("#matrix tbody th").first.bounding_box()["x"]
+        assert 0 <= left < 20  # the class stays beside its row
+        behind = page.locator("#behind")
+        assert behind.evaluate("box => box.scrollHeight <= box.clientHeight")
 
     @pytest.mark.parametrize(
         ("path", "width", "scheme"),

@@ -4,8 +4,8 @@
 // A series is {name, color, isFaint, x, y}, `x` ascending. Faint series are not stopped at by the
 // arrow keys.
 
-const CHART_HEIGHT = 260;
-const MARGIN = { left: 46, right: 14, top: 10, bottom: 30 };
+const CHART_HEIGHT = 276;
+const MARGIN = { left: 46, right: 14, top: 10, bottom: 46 };
 
 function createChart(container, chart) {
   const legend = createElement("ul", { className: "legend" });
@@ -13,7 +13,8 @@ function createChart(container, chart) {
   const tip = createElement("div", { className: "tip", hidden: true });
   const stops = createStops(chart);
   const main = stops.filter((stop) => stop.isMain);
-  for (const series of chart.series) {
+  // The faint ones last, where a narrow page breaks the line.
+  for (const series of [...chart.series].sort((a, b) => a.isFaint - b.isFaint)) {
     const last = series.isFaint ? "" : formatValue(chart, series.y.at(-1));
     const parts = [createSwatch(series), series.name, " ", createElement("b", {}, last)];
     legend.append(createElement("li", {}, ...parts));
@@ -129,6 +130,8 @@ function drawChart(chart, scales, cursor) {
   for (const value of linearTicks(0, scales.end, 6).filter(Number.isInteger)) {
     svg.append(createSvg("text", { class: "x", x: x(value), y: bottom + 20 }, String(value)));
   }
+  const middle = (MARGIN.left + width - MARGIN.right) / 2;
+  svg.append(createSvg("text", { class: "x", x: middle, y: CHART_HEIGHT - 4 }, chart.x));
   // An inner SVG cuts off what leaves the axes.
   const box = { x: 0, y: MARGIN.top, width, height: bottom - MARGIN.top };
   const inner = createSvg("svg", { ...box, viewBox: `0 ${box.y} ${width} ${box.height}` });

@@ -15,6 +15,7 @@ METRICS: dict[str, dict[str, Any]] = {  # what `chart.js` takes besides the curv
     "loss": {"title": "Loss", "unit": "cross-entropy", "isLogarithmic": True, "decimals": 4},
     "accuracy": {"title": "Accuracy", "unit": "%", "isLogarithmic": False, "decimals": 2},
 }
+_DECIMALS = {"learning_rate": 6, "seconds": 2, "images_per_second": 0}  # 4 of all others
 _SPLITS = ("train", "validation", "test")  # also the names of their colours in style.css
 
 
@@ -43,7 +44,7 @@ def headline(run: Run) -> dict[str, Any]:
         "note": run.dataset.note,
         "has_names": list(names) != [str(label) for label in range(len(names))],
         "noun": "digit" if run.dataset.name == "mnist" else "picture",
-        "accuracy": f"{test.accuracy:.2%}".replace("%", "\N{NO-BREAK SPACE}%"),
+        "accuracy": _percent(test.accuracy, 2),
         "num_errors": len(test.misclassified),
         "num_test": len(run.dataset.test),
         "num_epochs": run.history.epoch,
@@ -58,7 +59,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     summary, sizes = run.summary, run.summary["dataset"]
     splits = {"training": "train_size", "validation": "validation_size", "test": "test_size"}
     counts = [f"{sizes[key]:,} {name}" for name, key in splits.items() if sizes[key]]
-    best = f"{summary['best_test_accuracy']:.2%} on the test set, after epoch"
+    best = f"{_percent(summary['best_test_accuracy'], 2)} on the test set, after epoch"
     return [
         ("Data", f"{run.dataset.title}: {', '.join(counts)} images"),
         ("Best epoch", f"{best} {summary['best_epoch']} of {run.history.epoch}"),
@@ -67,7 +68,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Network", f"{summary['num_parameters']:,} parameters"),
         ("Time", f"{duration(summary['train_seconds'])} of training, "
                  f"{duration(summary['compile_seconds'])} of compiling"),
-        ("Finished", summary.get("finished", "with an older version")),
+        ("Finished", summary.get("finished", "with an older version").replace("+00:00", " UTC")),
         ("Versions", ", ".join(f"{name} {v}" for name, v in summary["versions"].items())),
     ]  # fmt: skip
 
@@ -121,8 +122,8 @@ def matrix(run: Run) -> list[dict[str, Any]]:
             {"count": int(count), "strength": round(float(strength), 2)}
             for count, strength in zip(counts, strengths[label], strict=True)
         ]
-        recall = f"{counts[label] / counts.sum():.1%}" if counts.sum() else "none"
-        rows.append({"name": name, "cells": cells, "recall": recall.replace("%", " %")})
+        recall = _percent(counts[label] / counts.sum(), 1) if counts.sum() else "none"
+        rows.append({"name": name, "cells": cells, "recall": recall})
     return rows
 
 
@@ -148,7 +149,7 @@ def _steps(run: Run, values: np.ndarray) -> dict[str, Any]:
     count = len(values) // group
     means = values[: count * group].reshape(count, group).mean(axis=1)
     ends = np.arange(1, count + 1) * group / per_epoch
-    name = "each step" if group == 1 else f"{group} steps"
+    name = "each step" if group == 1 else f"mean of {group} steps"
     return series(f"train, {name}", "train", ends - 0.5 * group / per_epoch, means, True)
 
 
@@ -174,6 +175,22 @@ def series(
     """Returns a curve, as `chart.js` takes it, with numbers of six digits."""
     rounded = {key: [float(f"{v:.6g}") for v in values] for key, values in (("x", x), ("y", y))}
     return {"name": name, "color": color, "isFaint": is_faint, **rounded}
+
+
+def records(run: Run) -> list[dict[str, str]]:
+    """Returns the numbers of the epochs as texts, as many decimals in a column as it needs."""
+    return [
+        {key: f"{value:,.{_decimals(key, value)}f}" for key, value in record.items()}
+        for record in thin(run.history.records)
+    ]
+
+
+def _decimals(key: str, value: float) -> int:
+    return 0 if isinstance(value, int) else _DECIMALS.get(key, 4)
+
+
+def _percent(share: float, decimals: int) -> str:
+    return f"{100 * share:.{decimals}f}\N{NO-BREAK SPACE}%"
 
 
 def _text(value: Any) -> str:

@@ -26,7 +26,7 @@ def render(run: Run) -> str:
         "call": content.call(run),
         "rows": content.matrix(run),
         "num_left_out": max(len(run.test.misclassified) - digits.MAX_WRONG, 0),
-        "records": content.thin(run.history.records),
+        "records": content.records(run),
         "class_names": run.dataset.class_names,
         "is_comparable": run.config["evaluation.num_views"] == 1,  # with the run's probabilities
     }
