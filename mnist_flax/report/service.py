@@ -97,20 +97,29 @@ def _init(wandb: Any, mode: str, settings: dict[str, Any], say: Callable[[str], 
 
 
 def give_up() -> None:
-    """Ends W&B's service process at once, and what W&B would do about that at the exit.
+    """Ends W&B's service process at once, unless somebody else's run needs it."""
+    if not _is_shared():
+        for service in services():
+            with contextlib.suppress(psutil.Error):
+                service.kill()
+    leave()
 
-    It leaves both alone while a run that is not ours is active, as a notebook's own, which needs
-    them.
+
+def leave() -> None:
+    """Makes W&B forget our settings, and what it would do at the exit, unless it is shared.
+
+    The next run of this process, as a notebook's own, finds W&B as if ours had never been.
     """
-    if getattr(sys.modules.get("wandb"), "run", None) is not None:
-        return
-    for service in services():
-        with contextlib.suppress(psutil.Error):
-            service.kill()
-    # W&B finds its service gone, and asks Python to exit with the service's status. There is no
-    # such module if importing it failed.
-    with contextlib.suppress(Exception, SystemExit):
-        sys.modules["wandb"].teardown()
+    # Where W&B finds its service gone, it asks Python to exit with the service's status. There is
+    # no such module if importing it failed.
+    if not _is_shared():
+        with contextlib.suppress(Exception, SystemExit):
+            sys.modules["wandb"].teardown()
+
+
+def _is_shared() -> bool:
+    """Whether a run that is not ours is active in this process, as a notebook's own."""
+    return getattr(sys.modules.get("wandb"), "run", None) is not None
 
 
 def services() -> list[psutil.Process]:

@@ -173,6 +173,7 @@ class Tracker:
             self._run.finish(exit_code=exit_code)
             if self._run.settings.mode == "offline":
                 self.offline_folder = self._folder
+            service.leave()
 
         self._submit(finish)
         answered = self._background.close(_FINISH_SECONDS if timeout is None else timeout)

@@ -205,6 +205,29 @@ own.finish()
     assert (own.run.run_id, [row["mine"] for row in own.history]) == ("own", [1])
 
 
+def test_the_next_run_of_the_same_process_finds_no_trace(tmp_path):
+    """As in a notebook that tracks something of its own afterwards."""
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import wandb
+from mnist_flax.report import service, tracking
+from configs import default
+config = default.get_config()
+config.wandb.mode = "offline"
+tracker = tracking.Tracker(config, {str(tmp_path)!r}, "ours", "n", {{}}, [], print)
+assert tracker.finish({{"final_test_accuracy": 0.875}})
+assert not service.services()
+settings = wandb.setup().settings
+print(settings.mode, settings.silent, settings.project)
+"""
+    command = [sys.executable, "-c", script]
+    env = environment(WANDB_PROJECT="theirs")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
+    assert (done.returncode, done.stdout) == (0, "online False theirs\n"), done.stderr
+    assert OfflineRun(tmp_path).summary["final_test_accuracy"] == 0.875
+
+
 def test_disabled_imports_nothing(tiny_config, tmp_path):
     script = f"""
 import sys
