@@ -1,11 +1,13 @@
 """How a command starts, and how it ends: signals, lost output, and one-line errors."""
 
+import atexit
 import os
 import re
 import shlex
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -33,14 +35,15 @@ def run(
     def call(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # JAX would name every backend it does not find
         main(argv[1:])
-        watchdog.leave()
-        if background.is_abandoned():
-            _exit(0)
 
     output.protect()
+    if not interpreter.goes_on():
+        atexit.register(_quit)  # before the imports that register others, so it runs after them
     try:
         with signals.handled():
             app.run(call, flags_parser=parse or _parse)
+    except SystemExit as leaving:  # of absl, in any case
+        _exit(leaving.code)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         _exit(2)
@@ -50,6 +53,9 @@ def run(
         _exit(error.status)
     except LostProcess as error:
         end_lost(error)
+    except Exception:
+        _Ending.status = 1  # Python prints the traceback before it exits
+        raise
     finally:
         if interpreter.goes_on():
             for flag in list(flags.FLAGS.flags_by_module_dict().get(sys.argv[0], [])):
@@ -64,31 +70,47 @@ def _parse(argv: Sequence[str]) -> list[str]:
         raise UserError(" ".join(str(error).split())) from None
 
 
+class _Ending:
+    """How the command ends: its exit status once that is known, and who may say so."""
+
+    status: int | None = None
+    lost = threading.Lock()
+
+
 def end_lost(error: LostProcess) -> None:
     """Ends the process, from any thread, because another of its run is gone."""
-    _ending.acquire()  # and never released, so that one line is printed
+    _Ending.lost.acquire()  # and never released, so that one line is printed
     print(
         f"error: {error}; to resume, start them all again: {again(error.workdir)}", file=sys.stderr
     )
     _exit(1, at_once=True)  # otherwise JAX would wait for the process that is gone
 
 
-_ending = threading.Lock()
-
-
-def _exit(status: int, at_once: bool = False) -> None:
-    """Exits, without Python's own clean-up if that could not end well."""
+def _exit(code: Any, at_once: bool = False) -> None:
+    """Exits with a code as `sys.exit` takes it, at once if what others do then could hang."""
     if not at_once:
         watchdog.leave()
-    if not at_once and background.is_abandoned():
-        from mnist_flax.runtime import hosts
+    _Ending.status = code if isinstance(code, int) else int(bool(code))
+    if not interpreter.goes_on():
+        if not at_once and background.is_abandoned():
+            from mnist_flax.runtime import hosts
 
-        hosts.leave()
-    if (at_once or background.is_abandoned()) and not interpreter.goes_on():
+            hosts.leave()
+        if at_once or background.is_abandoned():
+            _quit()
+    sys.exit(code)
+
+
+def _quit() -> None:
+    """Ends the process without Python's clean-up, once its exit status is known.
+
+    The clean-up ends every thread that wants to run Python from then on. JAX and Orbax have some,
+    and what is inside C++ code aborts the process.
+    """
+    if _Ending.status is not None:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
+        os._exit(_Ending.status)
 
 
 def again(workdir: str) -> str:

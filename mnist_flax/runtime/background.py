@@ -30,7 +30,7 @@ _abandoned: list[threading.Thread] = []
 def is_abandoned() -> bool:
     """Whether a job that was given up is still running.
 
-    If it is inside C++ code, it aborts the process when Python exits: leave by `os._exit`.
+    What Python and others do at the exit may wait for it for ever: leave by `os._exit`.
     """
     return any(thread.is_alive() for thread in _abandoned)
 

@@ -57,9 +57,8 @@ def watch(coordinator: str, end: Callable[[LostProcess], None]) -> None:
 
 
 def leave() -> None:
-    """Tells the other processes that this one ends as it should."""
+    """Tells JAX in the other processes that this one ends, as JAX does at Python's exit."""
     if _joined.is_set():
-        watchdog.leave()
         jax.distributed.shutdown()
 
 

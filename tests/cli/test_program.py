@@ -1,0 +1,58 @@
+"""How commands end while threads are inside JAX, which Python's own clean-up would abort."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.runs import ROOT, environment
+
+SCRIPT = """
+import atexit, os, signal, sys, threading
+from mnist_flax.cli import program
+from mnist_flax.errors import UserError
+
+def main(arguments):
+    import jax
+    compute = jax.jit(lambda x: x @ x)
+    zeros = jax.numpy.zeros((200, 200))
+    compute(zeros).block_until_ready()
+
+    def go_on():
+        while True:
+            compute(zeros).block_until_ready()
+
+    for _ in range(2):
+        threading.Thread(target=go_on, daemon=True).start()
+    atexit.register(print, "at the exit")
+    print("line\\n" * 20_000, end="the last of it, ")
+    {end}
+
+program.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "said"),
+    [
+        ("pass", 0, ""),
+        ("sys.exit(3)", 3, ""),
+        ("raise UserError('enough')", 2, "error: enough\n"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", 128 + signal.SIGTERM, "stopped by SIGTERM\n"),
+        ("1 / 0", 1, "ZeroDivisionError: division by zero\n"),
+    ],
+)
+def test_a_command_ends_beside_threads_that_compute(end, status, said):
+    """With its status, with all that it printed, and after what others do at the exit."""
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", SCRIPT.format(end=end)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == status, done.stderr
+    assert done.stdout == "line\n" * 20_000 + "the last of it, at the exit\n"
+    assert done.stderr.endswith(said) if status == 1 else done.stderr == said
