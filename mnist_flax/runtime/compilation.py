@@ -39,6 +39,19 @@ def set_up() -> None:
     Raises:
       UserError: JAX cannot do what the environment asks for.
     """
+    find_devices()
+    if jax.config.jax_disable_jit:
+        raise UserError("JAX_DISABLE_JIT is set, but everything here is compiled; unset it")
+    if jax.config.jax_compilation_cache_dir is None:
+        _use_cache(pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser())
+
+
+def find_devices() -> None:
+    """Makes JAX find its devices.
+
+    Raises:
+      UserError: it cannot use those that the environment asks for.
+    """
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # AssertionError: a CUDA that is not installed
@@ -48,10 +61,6 @@ def set_up() -> None:
             f"JAX cannot use the devices that {asked} asks for: {reason}; install JAX for them, or "
             "unset it"
         ) from None
-    if jax.config.jax_disable_jit:
-        raise UserError("JAX_DISABLE_JIT is set, but everything here is compiled; unset it")
-    if jax.config.jax_compilation_cache_dir is None:
-        _use_cache(pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser())
 
 
 def _use_cache(caches: pathlib.Path) -> None:

@@ -41,7 +41,7 @@ def watch(coordinator: str, end: Callable[[LostProcess], None]) -> None:
             time.sleep(_GRACE_SECONDS)
         end(LostProcess(f"another process of the run failed or is gone ({reason})"))
 
-    try:
+    with exchanging():
         if is_main():
             listener = watchdog.listen(addresses.own(coordinator))
             host, port = listener.getsockname()[:2]
@@ -51,6 +51,13 @@ def watch(coordinator: str, end: Callable[[LostProcess], None]) -> None:
         else:
             host, port, token = gather("")[0].split()
             watchdog.watch_first((host, int(port)), token.encode(), lost)
+
+
+@contextlib.contextmanager
+def exchanging() -> Iterator[None]:
+    """Raises `LostProcess` if the processes, which have joined, cannot exchange data."""
+    try:
+        yield
     except jax.errors.JaxRuntimeError as error:
         first = str(error).splitlines()[0]
         raise LostProcess(f"the processes cannot exchange data, or one is gone ({first})") from None

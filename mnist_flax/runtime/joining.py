@@ -7,9 +7,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 import jax
+from jax._src import distributed
 
 from mnist_flax.errors import UserError
-from mnist_flax.runtime import addresses, hosts, interpreter, launchers
+from mnist_flax.runtime import addresses, compilation, hosts, interpreter, launchers, roll_call
 from mnist_flax.runtime.background import Background
 from mnist_flax.runtime.launchers import Launcher
 
@@ -36,7 +37,8 @@ def initialize(
       end: ends this process, called in a thread once another process is gone.
 
     Raises:
-      UserError: one of the three is missing or wrong, or the others cannot be joined.
+      UserError: one of the three is missing or wrong, the others cannot be joined, or JAX cannot
+        use the devices that the environment asks for.
       Interrupted: a signal came while it waited for them.
     """
     given = (coordinator_address, num_processes, process_id)
@@ -60,8 +62,10 @@ def initialize(
         joined.result()
     finally:
         joining.close(timeout=0)  # JAX waits in C++: leave it behind
-    if jax.distributed.is_initialized() and jax.process_count() > 1:
-        hosts.watch(addresses.host_of(coordinator_address), end)
+    if jax.distributed.is_initialized():
+        _find_devices()
+        if jax.process_count() > 1:
+            hosts.watch(addresses.host_of(coordinator_address), end)
 
 
 def _announce(what: str) -> None:
@@ -76,9 +80,9 @@ def _late(address: str, process_id: int | None) -> UserError:
     """Returns the error of processes that did not all come."""
     reason = f"not all processes have started, or they do not reach {address or 'process 0'}"
     if process_id:
-        host, _, port = address.rpartition(":")
+        first = addresses.host_of(address), _port_of(address)
         try:
-            socket.create_connection((host.strip("[]"), int(port)), _LOOK_SECONDS).close()
+            socket.create_connection(first, _LOOK_SECONDS).close()
         except OSError as error:
             reason = f"--coordinator_address={address} cannot be reached ({error})"
     return UserError(
@@ -95,6 +99,8 @@ def _join(
     # gRPC would look for the processes behind a proxy, of which JAX warns.
     jax.config.update("jax_check_proxy_envs", False)
     os.environ.setdefault("grpc_proxy", "")
+    if address and num_processes and process_id is not None:
+        _call_roll(address, num_processes, process_id)
     gpus = launchers.own_gpus(launcher) if launcher and not address else []
     addresses.tell_gloo(addresses.host_of(address))
     # In any pod, JAX would ask Kubernetes for others, with a package and rights that few have.
@@ -117,6 +123,41 @@ def _join(
     finally:
         if kubernetes is not None:
             os.environ["KUBERNETES_SERVICE_HOST"] = kubernetes
+
+
+def _find_devices() -> None:
+    """Raises a `UserError` in all processes if JAX finds no devices in one.
+
+    Without devices, processes have JAX's key-value store alone, which has no public name.
+    """
+    client, error = distributed.global_state.client, ""
+    try:
+        compilation.find_devices()
+    except UserError as raised:
+        error = str(raised)
+    mine = f"mnist_flax/devices/{distributed.global_state.process_id}"
+    with hosts.exchanging():
+        client.key_value_set(mine, error or "-")
+        client.wait_at_barrier("mnist_flax_devices", _JOIN_SECONDS * 1_000)
+        found = dict(client.key_value_dir_get("mnist_flax/devices"))
+    errors = {key.rpartition("/")[2]: text for key, text in found.items() if text != "-"}
+    if errors:
+        # The others have waited for the devices of the one that has none, for two minutes.
+        rank = min(errors, key=lambda rank: ("timed out" in errors[rank], int(rank)))
+        raise UserError(f"process {rank}: {errors[rank]}")
+
+
+def _call_roll(address: str, num_processes: int, process_id: int) -> None:
+    if process_id == 0:
+        bound = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", address)
+        roll_call.take(_port_of(bound), num_processes, _JOIN_SECONDS)
+    else:
+        first = addresses.host_of(address), _port_of(address)
+        roll_call.report(first, process_id, num_processes, _JOIN_SECONDS)
+
+
+def _port_of(address: str) -> int:
+    return int(address.rpartition(":")[2])
 
 
 def _cannot_join(error: Exception, launcher: Launcher | None) -> UserError:
@@ -145,9 +186,8 @@ def _check(address: str, num_processes: int | None, process_id: int | None) -> N
             f"--num_processes={num_processes}"
         )
     if process_id == 0:
-        family = socket.AF_INET6 if (both := socket.has_dualstack_ipv6()) else socket.AF_INET
         try:  # JAX would wait for the others without a word
-            socket.create_server(("", int(port)), family=family, dualstack_ipv6=both).close()
+            roll_call.listen(int(port)).close()
         except OSError as error:
             raise UserError(
                 f"--coordinator_address={address}: {error.strerror}; allowed: a free port"

@@ -14,24 +14,32 @@ from tests.runtime.test_hosts import free_port
 
 # Joins, and prints what JAX was told: how many processes there are, and which GPUs it may see.
 JOIN = """
-import sys
+import sys, time
 from mnist_flax.errors import UserError
 from mnist_flax.runtime import joining
-joining._JOIN_SECONDS = 60
+joining._JOIN_SECONDS = int(sys.argv[2])
 try:
     joining.initialize(*eval(sys.argv[1]), sys.exit)
 except UserError as error:
-    print("error:", error)
+    print("error:", error, flush=True)
 import jax
-print(jax.process_count(), jax.config._read("jax_cuda_visible_devices"))
+print(jax.process_count(), jax.config._read("jax_cuda_visible_devices"), flush=True)
 """
 ALONE = ("", None, None)
 
 
 @contextlib.contextmanager
-def joining(*given, before="", **env):
+def joining(*given, before="", then="", seconds=60, **env):
     process = subprocess.Popen(
-        [sys.executable, "-W", "error::UserWarning", "-c", before + JOIN, repr(given)],
+        [
+            sys.executable,
+            "-W",
+            "error::UserWarning",
+            "-c",
+            before + JOIN + then,
+            repr(given),
+            str(seconds),
+        ],
         cwd=ROOT,
         env=environment(**env),
         stdout=subprocess.PIPE,
@@ -45,9 +53,9 @@ def joining(*given, before="", **env):
             process.kill()
 
 
-def joined(*given, **options):
+def joined(*given, timeout=100, **options):
     with joining(*given, **options) as process:
-        return process.communicate(timeout=100)[0].splitlines()
+        return process.communicate(timeout=timeout)[0].splitlines()
 
 
 def slurm(tasks, task, **more):
@@ -111,6 +119,43 @@ def test_processes_that_jax_cannot_join_are_told_how():
         "--process_id=$PMI_RANK"
     )
     assert alone == "1 all"
+
+
+def test_a_rank_given_twice_ends_all():
+    """JAX would end them with a page of text and SIGABRT."""
+    cluster = (f"127.0.0.1:{free_port()}", 3)
+    with joining(*cluster, 1) as one, joining(*cluster, 1) as two:
+        lines = [joined(*cluster, 0)]
+        lines += [other.communicate(timeout=100)[0].splitlines() for other in (one, two)]
+    error = "error: --process_id=1 was given to two processes; allowed: 0 to 2, once each"
+    assert [line[1] for line in lines] == [error] * 3
+
+
+def test_a_process_too_many_disturbs_nobody():
+    cluster = (f"127.0.0.1:{free_port()}", 2)
+    with (
+        joining(*cluster, 1, then="time.sleep(7)") as other,
+        joining(*cluster, 0, then="time.sleep(7)") as first,
+    ):
+        assert "2 all\n" in iter(first.stdout.readline, "")
+        _, error, alone = joined(*cluster, 1, seconds=2)
+        assert error.startswith("error: not all processes have started, or they do not reach")
+        assert alone == "1 all"
+        assert first.wait(60) == other.wait(60) == 0
+
+
+@pytest.mark.parametrize("without", [(0, 1), pytest.param((1,), marks=pytest.mark.slow)])
+def test_devices_that_a_process_lacks_end_all(without):
+    """If others have them, JAX waits for two minutes."""
+    cluster = (f"127.0.0.1:{free_port()}", 2)
+    env = [{"JAX_PLATFORMS": "nonsense" if rank in without else "cpu"} for rank in (0, 1)]
+    with joining(*cluster, 1, seconds=200, **env[1]) as other:
+        first, *_ = joined(*cluster, 0, seconds=200, timeout=200, **env[0])[1:]
+        second, *_ = other.communicate(timeout=100)[0].splitlines()[1:]
+    assert first == second
+    assert first.startswith(
+        f"error: process {without[0]}: JAX cannot use the devices that JAX_PLATFORMS=nonsense "
+    )
 
 
 @pytest.mark.parametrize(
