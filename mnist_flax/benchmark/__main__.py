@@ -15,7 +15,6 @@ from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from mnist_flax.benchmark.tables import markdown
 from mnist_flax.benchmark.worker import Worker
@@ -141,6 +140,8 @@ def _measure_in_turns(
     workers: dict[str, Worker], repeats: int
 ) -> tuple[dict[str, dict[str, list[float]]], list[float]]:
     """Returns the seconds by task and implementation, and those of our matrix product."""
+    from tqdm import tqdm  # once its variables have been checked
+
     seconds: dict[str, dict[str, list[float]]] = {
         task: {name: [] for name in workers} for task in _TASKS
     }

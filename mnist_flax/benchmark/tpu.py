@@ -13,7 +13,6 @@ from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from mnist_flax.benchmark.tables import markdown
 from mnist_flax.benchmark.worker import Worker
@@ -68,6 +67,8 @@ def compile_for(config: ConfigDict, names: Sequence[str]) -> tuple[list[dict[str
     Raises:
       UserError: libtpu does not know a topology, or the recipe does not suit it.
     """
+    from tqdm import tqdm  # once its variables have been checked
+
     results: list[dict[str, Any]] = []
     problems = []
     with contextlib.ExitStack() as stack:

@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict, config_flags
 
-from mnist_flax.cli import program
-from mnist_flax.errors import UserError
+from mnist_flax.cli import environment, program
 
 _arguments: list[str] = []  # in which ml_collections looks for overrides
 _CONFIG = config_flags.DEFINE_config_file(
@@ -25,10 +24,9 @@ def start(main: Callable[[ConfigDict], None], default_recipe: str = "default.py"
     """
 
     def parse(argv: Sequence[str]) -> list[str]:
-        try:
-            from mnist_flax.cli import arguments  # imports JAX
-        except ValueError as error:  # JAX refuses a variable of the environment
-            raise UserError(str(error)) from None
+        environment.check()
+        from mnist_flax.cli import arguments  # imports JAX
+
         arguments.parse(argv, default_recipe, _CONFIG, _arguments)
         return list(argv[:1])
 

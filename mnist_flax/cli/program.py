@@ -11,6 +11,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from mnist_flax.cli import environment
 from mnist_flax.errors import UserError
 from mnist_flax.runtime import background, interpreter, output, process, signals, watchdog
 from mnist_flax.runtime.signals import LostProcess
@@ -34,6 +35,7 @@ def run(
 
     def call(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # JAX would name every backend it does not find
+        environment.check()
         main(argv[1:])
 
     output.protect()
@@ -58,9 +60,13 @@ def run(
         raise
     finally:
         if interpreter.goes_on():
-            for flag in list(flags.FLAGS.flags_by_module_dict().get(sys.argv[0], [])):
-                delattr(flags.FLAGS, flag.name)  # a second run of the file defines it again
-            flags.FLAGS.unparse_flags()
+            _forget_flags()
+
+
+def _forget_flags() -> None:
+    for flag in list(flags.FLAGS.flags_by_module_dict().get(sys.argv[0], [])):
+        delattr(flags.FLAGS, flag.name)  # a second run of the file defines it again
+    flags.FLAGS.unparse_flags()
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

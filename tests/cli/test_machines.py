@@ -112,6 +112,28 @@ def test_devices_that_are_not_there(run_main, tmp_path, variable, value, words):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("MININTERVAL", "abc"), ("FILE", "log"), ("BAR_FORMAT", "{nothing}"), ("GUI", "1")],
+)
+@pytest.mark.parametrize("module", ["study", "benchmark"])
+def test_bars_that_tqdm_cannot_draw(variable, value, module):
+    done = subprocess.run(
+        [sys.executable, "-m", f"mnist_flax.{module}"],
+        cwd=ROOT,
+        env=environment(**{f"TQDM_{variable}": value}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert_refused(done, f"tqdm cannot use TQDM_{variable}={value} (", "unset it")
+
+
+def test_bars_as_tqdm_is_told_to_draw_them(run_main):
+    others = {"TQDM_MININTERVAL": "5", "TQDM_COLOUR": "green", "TQDM_NO_SUCH_THING": "x"}
+    assert_refused(run_main("--config.num_epochs=0", **others), "config.num_epochs=0")
+
+
 def test_more_memory_than_there_is(run_main, tmp_path):
     """219 GB, which are noticed as soon as the step is compiled."""
     others = [argument for argument in ONE_EPOCH if "channels" not in argument]
