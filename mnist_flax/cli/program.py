@@ -50,13 +50,14 @@ def run(
         print(f"error: {error}", file=sys.stderr)
         _exit(2)
     except signals.Interrupted as error:
-        resume = f"; to resume: {again(error.workdir)}" if error.workdir else ""
-        print(f"{error}{resume}", file=sys.stderr)
-        _exit(error.status)
+        _end_stopped(error)
     except LostProcess as error:
         end_lost(error)
     except Exception:
         _Ending.status = 1  # Python prints the traceback before it exits
+        if watchdog.is_watching():
+            sys.excepthook(*sys.exc_info())
+            _exit(1, at_once=True)  # the others wait for this process, and learn that it is gone
         raise
     finally:
         if interpreter.goes_on():
@@ -81,6 +82,13 @@ class _Ending:
 
     status: int | None = None
     lost = threading.Lock()
+
+
+def _end_stopped(error: signals.Interrupted) -> None:
+    resume = f"; to resume: {again(error.workdir)}" if error.workdir else ""
+    print(f"{error}{resume}", file=sys.stderr)
+    # The others do not know of a signal that came before the run began, and wait for this process.
+    _exit(error.status, at_once=not error.workdir and watchdog.is_watching())
 
 
 def end_lost(error: LostProcess) -> None:

@@ -58,7 +58,9 @@ def exchanging() -> Iterator[None]:
     """Raises `LostProcess` if the processes, which have joined, cannot exchange data."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except Exception as error:
+        if not _is_of_exchange(error):
+            raise
         first = str(error).splitlines()[0]
         raise LostProcess(f"the processes cannot exchange data, or one is gone ({first})") from None
 
@@ -94,10 +96,16 @@ def largest(number: int) -> int:
 
 def lost_process(error: BaseException | None) -> LostProcess | None:
     """Returns what to raise in place of an error that another process caused; None if none did."""
-    if not isinstance(error, jax.errors.JaxRuntimeError) or jax.process_count() == 1:
+    if not _is_of_exchange(error) or jax.process_count() == 1:
         return None
     first = str(error).splitlines()[0]
     return LostProcess(f"another process of the run failed or is gone ({first})")
+
+
+def _is_of_exchange(error: BaseException | None) -> bool:
+    """Whether it may be of JAX or of Gloo, which JAX reports as `ValueError` now and then."""
+    is_gloos = isinstance(error, ValueError) and "Gloo" in str(error)
+    return is_gloos or isinstance(error, jax.errors.JaxRuntimeError)
 
 
 @contextlib.contextmanager
@@ -105,7 +113,7 @@ def watched() -> Iterator[None]:
     """Raises `LostProcess` in place of an error that another process caused."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except Exception as error:
         if lost := lost_process(error):
             raise lost from error
         raise

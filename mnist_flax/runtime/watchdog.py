@@ -63,6 +63,11 @@ def watch_first(address: tuple[str, int], token: bytes, lost: Callable[[str], No
         _watch(connection, lost)
 
 
+def is_watching() -> bool:
+    """Whether other processes watch this one, and learn of its end if it does not `leave`."""
+    return bool(_connections)
+
+
 def leave() -> None:
     """Tells the others that this process ends as it should; they will not miss it."""
     for connection in _connections:

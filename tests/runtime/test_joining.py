@@ -224,3 +224,50 @@ def test_a_signal_ends_the_wait(tmp_path, number, process):
         assert time.monotonic() - started < 5
     assert run.output.splitlines()[1:] == [f"stopped by {number.name}"]
     assert not (tmp_path / "run").exists()
+
+
+FAILS = """
+import os, signal, sys
+from mnist_flax.cli import program
+
+def main(arguments):
+    import jax
+    from mnist_flax.runtime import hosts, joining
+    joining.initialize(*eval(arguments[0]), program.end_lost)
+    if not hosts.is_main():
+        {end}
+    with hosts.watched(), hosts.together():
+        print("waiting", flush=True)
+
+program.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "said"),
+    [
+        ("1 / 0", 1, "ZeroDivisionError: division by zero"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", 128 + signal.SIGTERM, "stopped by SIGTERM"),
+    ],
+)
+def test_what_one_process_alone_ends_with_ends_the_others(end, status, said):
+    """Who otherwise would wait for it, and it for them when JAX shuts down."""
+    address = f"127.0.0.1:{free_port()}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", FAILS.format(end=end), repr((address, 2, rank))],
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    started = time.monotonic()
+    first, other = (process.communicate(timeout=100)[0].splitlines() for process in processes)
+    assert time.monotonic() - started < 25
+    assert [process.returncode for process in processes] == [1, status]
+    assert other[-1] == said
+    assert first[-1].startswith("error: another process of the run failed or is gone (")
+    assert not any("Traceback" in line for line in first)
