@@ -6,7 +6,6 @@ import hashlib
 import os
 import pathlib
 import platform
-import re
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -15,7 +14,7 @@ from typing import Any
 import jax
 
 from mnist_flax.errors import UserError
-from mnist_flax.runtime import memory
+from mnist_flax.runtime import memory, process
 from mnist_flax.runtime.background import Background, lower_priority
 
 # XLA may hand operations on a CPU to YNNPACK. Its matrix products and reductions are fast (a step
@@ -25,9 +24,8 @@ _CPU_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 }
 
-
 _CACHE_BYTES = 10**9
-_CPU_INFO = pathlib.Path("/proc/cpuinfo")
+_OF_CPU = ("model name", "flags", "Features")  # what its programs depend on
 
 
 def set_up() -> None:
@@ -78,9 +76,7 @@ def _use_cache(caches: pathlib.Path) -> None:
 def _machine() -> str:
     """Returns a name for machines whose CPUs have the same instructions, which programs use."""
     about = [platform.machine(), platform.processor()]
-    if _CPU_INFO.exists():
-        lines = _CPU_INFO.read_text().splitlines()
-        about += sorted({line for line in lines if re.match(r"model name|flags|Features", line)})
+    about += sorted({value for name, value in process.cpu_fields() if name in _OF_CPU})
     return hashlib.sha256("\n".join(about).encode()).hexdigest()[:12]
 
 

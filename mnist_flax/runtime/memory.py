@@ -7,7 +7,7 @@ import psutil
 
 from mnist_flax.errors import UserError
 
-_CONTAINER_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")  # of Linux; 'max' for none
+_CONTAINER = pathlib.Path("/sys/fs/cgroup")  # as a process in it sees it, on Linux
 
 
 def free() -> int:
@@ -16,14 +16,15 @@ def free() -> int:
     # CPUs, virtual ones too, share the machine's.
     shared = psutil.virtual_memory().available // jax.local_device_count()
     if "bytes_limit" not in stats:
-        return min(shared, (_machine() - _used()) // jax.local_device_count())
+        total, used = _machine()
+        return min(shared, (total - used) // jax.local_device_count())
     return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
 
 
 def check(needed: int) -> None:
     """Raises MemoryError if a device can never give so many bytes: Linux would kill the process."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    most = stats.get("bytes_limit", _machine())
+    most = stats.get("bytes_limit", _machine()[0])
     if needed > most:
         raise MemoryError(f"{needed / 1e9:,.1f} GB are needed, and a device has {most / 1e9:,.1f}")
 
@@ -45,19 +46,18 @@ def exhausted(error: BaseException | None) -> UserError | None:
     )
 
 
-def _used() -> int:
-    """Returns the bytes that a container uses; 0 outside of one."""
-    try:
-        limit = int(_CONTAINER_LIMIT.read_text())
-        return min(limit, int(_CONTAINER_LIMIT.with_name("memory.current").read_text()))
-    except (OSError, ValueError):
-        return 0
-
-
-def _machine() -> int:
-    """Returns the bytes of the machine's memory, or of its container's."""
+def _machine() -> tuple[int, int]:
+    """Returns the bytes of the machine's memory, and 0; or its container's, and what that uses."""
     total = psutil.virtual_memory().total
+    limit = _of_container("memory.max")
+    if limit is None:
+        return total, 0
+    return min(total, limit), min(total, limit, _of_container("memory.current") or 0)
+
+
+def _of_container(name: str) -> int | None:
+    """Returns the number in a file of the container; None if there is none, or it says 'max'."""
     try:
-        return min(total, int(_CONTAINER_LIMIT.read_text()))
-    except (OSError, ValueError):  # no such file, or 'max'
-        return total
+        return int((_CONTAINER / name).read_text())
+    except (OSError, ValueError):
+        return None

@@ -9,6 +9,8 @@ import sys
 
 from absl import flags
 
+_CPU_INFO = pathlib.Path("/proc/cpuinfo")
+
 
 def command_line() -> list[str]:
     """Returns the words of the command that started this process."""
@@ -38,11 +40,17 @@ def num_cpus() -> int:
 
 def processor() -> str:
     """Returns the name of the processor and its widest vectors."""
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
+    fields = dict(cpu_fields())
+    if not fields:
         return platform.processor() or platform.machine()
-    lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
-    fields = {name.strip(): value.strip() for name, _, value in lines}
     flags_ = fields.get("flags", "").split()
     widest = next((name for name in ("avx512f", "avx2") if name in flags_), platform.machine())
     return f"{fields.get('model name', platform.machine())}, {widest}"
+
+
+def cpu_fields() -> list[tuple[str, str]]:
+    """Returns what Linux says of each CPU, names and values; nothing elsewhere."""
+    if not _CPU_INFO.exists():
+        return []
+    lines = (line.partition(":") for line in _CPU_INFO.read_text().splitlines())
+    return [(name.strip(), value.strip()) for name, _, value in lines]

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mnist_flax.runtime import compilation
+from mnist_flax.runtime import compilation, process
 from tests.runs import ROOT
 
 PROGRAM = """
 import jax
-from mnist_flax.runtime import compilation
+from mnist_flax.runtime import compilation, process
 compilation.set_up()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.jit(lambda x: x + 1)(1.0)
@@ -41,7 +41,7 @@ def test_programs_are_kept_in_a_folder_of_the_user(tmp_path, own):
 def test_machines_that_share_a_home_do_not_share_programs(tmp_path, monkeypatch):
     """XLA compiles for the instructions of the CPU, and another may lack some of them."""
     info, names = tmp_path / "cpuinfo", set()
-    monkeypatch.setattr(compilation, "_CPU_INFO", info)
+    monkeypatch.setattr(process, "_CPU_INFO", info)
     for flags in ("sse avx", "sse avx avx512f", "sse avx"):
         info.write_text(f"model name\t: A\ncpu MHz\t: {len(names)}\nflags\t: {flags}\n")
         names.add(compilation._machine())

@@ -37,17 +37,19 @@ class TestOfACpu:
         path = tmp_path / "memory.max"
         if limit is not None:
             path.write_text(f"{limit}\n")
-        monkeypatch.setattr(memory, "_CONTAINER_LIMIT", path)
+        monkeypatch.setattr(memory, "_CONTAINER", tmp_path)
         memory.check(psutil.virtual_memory().total)
 
     def test_a_limit_of_a_container(self, tmp_path, monkeypatch):
         path = tmp_path / "memory.max"
         path.write_text("1000\n")
-        monkeypatch.setattr(memory, "_CONTAINER_LIMIT", path)
+        monkeypatch.setattr(memory, "_CONTAINER", tmp_path)
         assert memory.free() <= 1000
         memory.check(1000)
         with pytest.raises(MemoryError, match="are needed"):
             memory.check(1001)
+        (tmp_path / "memory.current").write_text("400\n")
+        assert memory.free() == 600 // jax.local_device_count()
 
 
 @pytest.mark.parametrize(
