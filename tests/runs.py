@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -131,6 +132,47 @@ def going_on(log: pathlib.Path, *arguments: str, **options: Any) -> Iterator[Run
     finally:
         run.kill()
         run.wait()
+
+
+# For two processes: few steps, since those on one machine wait for each other in each. A larger eps
+# keeps Adam, which divides a gradient by its own size, from making a step of what is rounding.
+SHORT = (*TINY, "--config.batch_size=400", "--config.optimizer.eps=0.1", "--config.num_epochs=2")
+# JAX's cache serves process 0 alone, so the other one compiles in every test: with little effort.
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def pair(
+    folder: pathlib.Path,
+    *arguments: str,
+    other: tuple[str, ...] = (),
+    coordinator: str = "",
+    prefixes: tuple[tuple[str, ...], ...] = ((), ()),
+) -> Iterator[list[Run]]:
+    """Both processes of a run, process 0 first; the other one may have more arguments."""
+    address = coordinator or f"127.0.0.1:{free_port()}"
+    cluster = (f"--coordinator_address={address}", "--num_processes=2")
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                going_on(
+                    folder / f"log{process}",
+                    *arguments,
+                    *(other if process else ()),
+                    *cluster,
+                    f"--process_id={process}",
+                    prefix=prefixes[process],
+                    **QUICK,
+                )
+            )
+            for process in (0, 1)
+        ]
 
 
 def records(workdir: pathlib.Path) -> list[dict[str, Any]]:

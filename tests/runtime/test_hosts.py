@@ -2,45 +2,24 @@
 
 import contextlib
 import signal
-import socket
 import time
 
 import pytest
 
-from tests.runs import TINY, Run, assert_close_run, epochs, going_on, records
+from tests.runs import (
+    QUICK,
+    SHORT,
+    TINY,
+    Run,
+    assert_close_run,
+    epochs,
+    free_port,
+    going_on,
+    pair,
+    records,
+)
 
-# Few steps, since two processes on one machine wait for each other in each. A larger eps keeps
-# Adam, which divides a gradient by its own size, from making a step of what is rounding.
-SHORT = (*TINY, "--config.batch_size=400", "--config.optimizer.eps=0.1", "--config.num_epochs=2")
-# JAX's cache serves process 0 alone, so the other one compiles in every test: with little effort.
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 TWO_DEVICES = {**QUICK, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-@contextlib.contextmanager
-def pair(folder, *arguments, other=()):
-    """Both processes of a run, process 0 first."""
-    cluster = (f"--coordinator_address=127.0.0.1:{free_port()}", "--num_processes=2")
-    with contextlib.ExitStack() as stack:
-        yield [
-            stack.enter_context(
-                going_on(
-                    folder / f"log{process}",
-                    *arguments,
-                    *(other if process else ()),
-                    *cluster,
-                    f"--process_id={process}",
-                    **QUICK,
-                )
-            )
-            for process in (0, 1)
-        ]
 
 
 def finish(runs: list[Run]) -> list[str]:

@@ -9,8 +9,7 @@ import time
 
 import pytest
 
-from tests.runs import ROOT, TINY, environment, going_on
-from tests.runtime.test_hosts import free_port
+from tests.runs import ROOT, TINY, environment, free_port, going_on
 
 # Joins, and prints what JAX was told: how many processes there are, and which GPUs it may see.
 JOIN = """

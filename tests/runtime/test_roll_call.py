@@ -9,7 +9,7 @@ import pytest
 
 from mnist_flax.errors import UserError
 from mnist_flax.runtime import roll_call
-from tests.runtime.test_hosts import free_port
+from tests.runs import free_port
 
 
 @pytest.fixture

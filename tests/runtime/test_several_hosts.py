@@ -10,11 +10,8 @@ import time
 
 import pytest
 
-from tests.runs import TINY, assert_close_run, epochs, going_on
+from tests.runs import QUICK, SHORT, assert_close_run, epochs, pair
 
-# See test_hosts.py.
-SHORT = (*TINY, "--config.batch_size=400", "--config.optimizer.eps=0.1", "--config.num_epochs=2")
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 NAMES, ADDRESSES = ("digits-a", "digits-b"), ("10.77.0.1", "10.77.0.2")
 NAMESPACES = tuple(f"{name}-{os.getpid()}" for name in NAMES)
 # What Debian's installer writes: a host's own name leads to itself.
@@ -68,24 +65,10 @@ def hosts():
         yield write
 
 
-@contextlib.contextmanager
-def pair(folder, *arguments, coordinator=ADDRESSES[0]):
+def pair_of_hosts(folder, *arguments, coordinator=ADDRESSES[0]):
     """The two processes of a run, one per host."""
-    cluster = (f"--coordinator_address={coordinator}:{next(PORTS)}", "--num_processes=2")
-    with contextlib.ExitStack() as stack:
-        yield [
-            stack.enter_context(
-                going_on(
-                    folder / f"log{process}",
-                    *arguments,
-                    *cluster,
-                    f"--process_id={process}",
-                    prefix=in_host(process),
-                    **QUICK,
-                )
-            )
-            for process in (0, 1)
-        ]
+    prefixes = (in_host(0), in_host(1))
+    return pair(folder, *arguments, coordinator=f"{coordinator}:{next(PORTS)}", prefixes=prefixes)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +86,7 @@ def test_two_hosts_are_one_process(hosts, run_main, tmp_path, files, coordinator
     alone, both = tmp_path / "alone", tmp_path / "both"
     done = run_main(*SHORT, f"--workdir={alone}", **QUICK)
     assert done.returncode == 0, done.stderr
-    with pair(tmp_path, *SHORT, f"--workdir={both}", coordinator=coordinator) as runs:
+    with pair_of_hosts(tmp_path, *SHORT, f"--workdir={both}", coordinator=coordinator) as runs:
         for run in runs:
             assert run.wait(120) == 0, run.output
     for run in runs:
@@ -117,7 +100,7 @@ def test_a_cut_cable_ends_both_hosts_and_they_resume(hosts, tmp_path, cut):
     hosts(PLAIN)
     arguments = (*SHORT, f"--workdir={tmp_path}/run", "--config.num_epochs=9")
     cable = (NAMESPACES[cut], "link", "set", f"v{os.getpid()}{'ab'[cut]}")
-    with pair(tmp_path, *arguments) as runs:
+    with pair_of_hosts(tmp_path, *arguments) as runs:
         runs[0].wait_for("epoch 1/9")
         ip("-n", *cable, "down")
         started = time.monotonic()
@@ -133,6 +116,6 @@ def test_a_cut_cable_ends_both_hosts_and_they_resume(hosts, tmp_path, cut):
         assert len(error.splitlines()) == 1, error
     reached = epochs(tmp_path / "run")[-1]
     assert reached >= 1
-    with pair(tmp_path, *arguments) as runs:
+    with pair_of_hosts(tmp_path, *arguments) as runs:
         runs[0].wait_for(f"Resuming after epoch {reached} of 9")
         runs[0].wait_for(f"epoch {reached + 1}/9")
