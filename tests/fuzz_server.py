@@ -14,6 +14,7 @@ import traceback
 import warnings
 from typing import Any
 
+import mnist_flax.cli.arguments  # noqa: F401  every fork would import it again
 from mnist_flax.cli import command
 from tests.runs import ROOT
 
