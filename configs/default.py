@@ -1,6 +1,6 @@
 """The original's hyper-parameters: SimpleCNN on MNIST, 20 epochs.
 
-99.40 % +- 0.05 test accuracy after 20 epochs (mean of 10 seeds and its 95 % interval; from 99.25 to
+99.40 % +- 0.04 test accuracy after 20 epochs (mean of 10 seeds and its 95 % interval; from 99.25 to
 99.48 %; NVIDIA H200, jax 0.11.2). One run takes 33 s there, the whole command, and 20 to 30 minutes
 on 2 cores of an AMD EPYC or Intel Xeon (jax 0.10.2).
 

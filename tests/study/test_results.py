@@ -7,23 +7,29 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from configs import claims, study
+from configs import claims, default, study
 from mnist_flax.run.configs import flatten
 from mnist_flax.study.comparison import compare
 from mnist_flax.study.recipes import recipes
 
-RESULTS = pathlib.Path(__file__).parents[2] / "docs" / "results"
+ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results"
 NUM_TEST, NUM_FINAL = 10_000, 5
 
 
-def errors(name):
-    """Each seed's number of test errors, the mean over its last epochs."""
+def accuracies(name):
+    """The test accuracies of the last epochs, percent, [seeds, epochs]."""
     found = []
     for file in sorted((RESULTS / "study" / name).glob("*.json")):
         records = json.loads(file.read_text())["records"]
         assert [record["epoch"] for record in records] == [*range(1, 21)]
-        found.append(NUM_TEST * np.mean([1 - r["test/accuracy"] for r in records[-NUM_FINAL:]]))
-    return found
+        found.append([100 * record["test/accuracy"] for record in records[-NUM_FINAL:]])
+    return np.array(found)
+
+
+def errors(name):
+    """Each seed's number of test errors, the mean over its last epochs."""
+    return [NUM_TEST * (1 - np.mean(of_seed) / 100) for of_seed in accuracies(name)]
 
 
 def line(name, values, comparison):
@@ -50,6 +56,22 @@ def test_tables_follow_from_the_data(recipe):
     page = (RESULTS / "claims.md").read_text().splitlines()
     for name, comparison in zip([base, *variants], [None, *results], strict=True):
         assert line(name, of_recipe[name], comparison) in page
+
+
+def test_the_accuracy_of_the_default_recipe_is_that_of_the_base():
+    by_epoch = accuracies("base")
+    *before, last = by_epoch.T
+    half = stats.t.ppf(0.975, len(last) - 1) * stats.sem(last)
+    result = f"{last.mean():.2f} % ± {half:.2f}"
+    readme, page = (ROOT / "README.md").read_text(), (RESULTS / "README.md").read_text()
+    assert f"| {result} | {len(last)} |" in readme
+    assert f"| {len(last)} | {result} (from {last.min():.2f} to {last.max():.2f} %) |" in page
+    assert result.replace("±", "+-") in default.__doc__
+    means = [of_epoch.mean() for of_epoch in before]
+    assert f"means are {min(means):.2f} to {max(means):.2f} %" in page
+    over_all = by_epoch.mean(axis=1)
+    half = stats.t.ppf(0.975, len(over_all) - 1) * stats.sem(over_all)
+    assert f"{over_all.mean():.3f} % ± {half:.3f}" in page
 
 
 def test_replicas_are_of_the_recipes():
