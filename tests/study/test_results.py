@@ -58,6 +58,19 @@ def test_tables_follow_from_the_data(recipe):
         assert line(name, of_recipe[name], comparison) in page
 
 
+def test_the_answers_follow_from_the_data():
+    """The ratios of the three claims, where the pages put them into words."""
+    names = list(recipes(claims.get_config()))
+    results = compare(errors(names[0]), [errors(name) for name in names[1:]])
+    pages = [ROOT / "README.md", RESULTS / "claims.md"]
+    readme, page = (" ".join(path.read_text().split()) for path in pages)
+    for comparison in results:
+        interval = f"({comparison.low:.2f} to {comparison.high:.2f})"
+        assert interval in readme and interval in page
+        assert f"{comparison.ratio:.2f} times the errors" in page
+        assert f"{comparison.ratio:.2f} times the errors" in readme or not comparison.is_found
+
+
 def test_the_accuracy_of_the_default_recipe_is_that_of_the_base():
     by_epoch = accuracies("base")
     *before, last = by_epoch.T
