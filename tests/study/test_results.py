@@ -71,6 +71,19 @@ def test_the_answers_follow_from_the_data():
         assert f"{comparison.ratio:.2f} times the errors" in readme or not comparison.is_found
 
 
+def test_the_correlations_follow_from_the_data():
+    base = errors("base")
+    of_ten, of_fewer = [], []
+    for name in recipes(study.get_config()):
+        values = errors(name)
+        if name != "base" and values:
+            found = of_ten if len(values) == len(base) else of_fewer
+            found.append(np.corrcoef(base[: len(values)], values)[0, 1])
+    page = " ".join((ROOT / "docs" / "studies.md").read_text().replace("−", "-").split())
+    assert f"lie between {min(of_ten):.2f} and {max(of_ten):.2f};" in page
+    assert f"scatter from {min(of_fewer):.2f} to {max(of_fewer):.2f}." in page
+
+
 def test_the_accuracy_of_the_default_recipe_is_that_of_the_base():
     by_epoch = accuracies("base")
     *before, last = by_epoch.T
