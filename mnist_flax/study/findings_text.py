@@ -190,8 +190,8 @@ class FindingsText:
                     f"{self.accuracy(errors.mean):.3f}{margins[0]}",
                     f"{errors.mean:.1f}{margins[1]}",
                     *self._comparison_cells(row.comparison),
-                    f"{np.mean([replica.train_seconds for replica in row.replicas]):.3g}",
-                    f"{max(replica.compile_seconds for replica in row.replicas):.3g}",
+                    f"{np.mean([replica.train_seconds for replica in row.replicas]):,.1f}",
+                    f"{max(replica.compile_seconds for replica in row.replicas):,.1f}",
                 ]
             )
         return table

@@ -87,10 +87,10 @@ def test_words_follow_the_numbers(study):
 
 
 def test_the_table_by_hand(study):
-    _, text, content = study(replicas_of(ERRORS, seconds=2.5))
+    _, text, content = study(replicas_of(ERRORS, seconds=1_502.54))
     # Of 100, 104, 96, 101, 99: standard deviation 2.9155, its error 1.3038, times 2.7764.
     assert cells(text, "base") == [
-        *("base", "5", "90.000", "90.000 ± 0.362", "100.0 ± 3.6", "", "", "2.5", "1")
+        *("base", "5", "90.000", "90.000 ± 0.362", "100.0 ± 3.6", "", "", "1,502.5", "1.0")
     ]
     # Ratio 1.20297 of geometric means, 1.13674 to 1.27305, and 10.0466 points of errors.
     assert cells(text, "worse")[5:7] == ["-2.039 (-2.743 to -1.374)", "< 0.001"]
