@@ -170,6 +170,17 @@ class TestInABrowser:
         shown = plot.locator(".tip p").all_inner_texts()
         assert shown == ["epoch 4", "seed 7 1.7500", "seed 8 2.0000", "seed 9 2.2500"]
 
+    def test_epochs_that_no_curve_has_take_no_room(self, show, write):
+        replicas = replicas_of(ERRORS, num_epochs=20, num_final=5)
+        page = show(write(replicas) / "study.html")
+
+        def ticks():
+            return page.locator(".plot").first.locator("svg > text.x").all_text_contents()
+
+        assert ticks() == ["16", "17", "18", "19", "20", "epoch"]
+        page.get_by_label("train loss").check()
+        assert ticks() == ["0", "5", "10", "15", "20", "epoch"]
+
     def test_a_replica_that_diverged_has_the_curve_it_has(self, show, write):
         first, second = replicas_of({"base": [900], "layer norm": [900]})
         for record in first.records:

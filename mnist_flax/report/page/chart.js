@@ -113,10 +113,18 @@ function createScales({ isLogarithmic, series: all }, width) {
   if (isLogarithmic) [low, high] = [low, Math.max(high, ...faint.map(map))];
   const room = (high - low || 1) * 0.08;
   [low, high] = [low - room, isLogarithmic ? high + room : Math.min(high + room, 100)];
-  const end = 1.02 * Math.max(...all.flatMap((series) => series.x));
-  const x = (v) => MARGIN.left + (v / end) * (width - MARGIN.left - MARGIN.right);
+  const [start, end] = limits(all.flatMap((series) => series.x));
+  const x = (v) => MARGIN.left + ((v - start) / (end - start)) * (width - MARGIN.left - MARGIN.right);
   const y = (v) => bottom - ((map(v) - low) / (high - low)) * (bottom - MARGIN.top);
-  return { width, bottom, end, low, high, x, y };
+  return { width, bottom, start, end, low, high, x, y };
+}
+
+// Returns the ends of the x axis: from 0, unless that would leave more than half of it empty, as
+// where a study reads the test set in the last epochs alone.
+function limits(xs) {
+  const [first, last] = [Math.min(...xs), Math.max(...xs)];
+  const room = 0.02 * (first > last / 2 ? last - first || 1 : last);
+  return [first > last / 2 ? first - room : 0, last + room];
 }
 
 function drawChart(chart, scales, cursor) {
@@ -127,7 +135,7 @@ function drawChart(chart, scales, cursor) {
     const text = String(Number(value.toPrecision(6)));
     svg.append(line, createSvg("text", { class: "y", x: MARGIN.left - 8, y: y(value) + 4 }, text));
   }
-  for (const value of linearTicks(0, scales.end, 6).filter(Number.isInteger)) {
+  for (const value of linearTicks(scales.start, scales.end, 6).filter(Number.isInteger)) {
     svg.append(createSvg("text", { class: "x", x: x(value), y: bottom + 20 }, String(value)));
   }
   const middle = (MARGIN.left + width - MARGIN.right) / 2;
