@@ -12,7 +12,7 @@ from mnist_flax.study.findings_text import FIGURES, FindingsText, Row, origin
 from mnist_flax.study.store import Replica
 
 _SCRIPTS = ("elements.js", "chart.js", "study.js")
-_NUM_COLORS = 7  # `color-0` and so on in style.css
+_NUM_COLORS = 10  # `color-0` and so on in style.css: as many as a study has seeds by default
 _MAX_POINTS = 200  # of a curve; there are many
 
 

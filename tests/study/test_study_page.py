@@ -170,6 +170,14 @@ class TestInABrowser:
         shown = plot.locator(".tip p").all_inner_texts()
         assert shown == ["epoch 4", "seed 7 1.7500", "seed 8 2.0000", "seed 9 2.2500"]
 
+    @pytest.mark.parametrize("scheme", ["dark", "light"])
+    def test_ten_seeds_have_ten_colours(self, show, write, scheme):
+        page = show(write(replicas_of({"base": range(90, 100)})) / "study.html", scheme=scheme)
+        colors = page.locator(".legend .swatch").evaluate_all(
+            "all => all.map(swatch => getComputedStyle(swatch).color)"
+        )
+        assert len(set(colors)) == len(colors) == 10
+
     def test_epochs_that_no_curve_has_take_no_room(self, show, write):
         replicas = replicas_of(ERRORS, num_epochs=20, num_final=5)
         page = show(write(replicas) / "study.html")
