@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -119,7 +120,9 @@ def test_it_prints_and_leaves_what_it_found(finished):
         assert (workdir / "figures" / f"{name}.png").stat().st_size > 10_000
     page = (workdir / "study.html").read_text()
     assert "SAMPLE" in page and page.count("data:image/png") == 2
-    assert "<code>python -m mnist_flax.study --config" in page and str(workdir) not in page
+    command = re.search(r"<code>(.*?)</code>", page, re.DOTALL)[1]
+    assert re.sub(r"<[^>]*>", "", command).startswith("python -m mnist_flax.study --config=")
+    assert str(workdir) not in page
     assert unfinished(workdir) == [] and list(workdir.glob("replicas/*/*.unfinished")) == []
 
 
