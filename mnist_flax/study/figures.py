@@ -107,7 +107,7 @@ def study(bars: Sequence[Bar], title: str) -> Figure:
     ax.set_yticks(range(len(bars)), [bar.name for bar in bars])
     ax.set_ylim(len(bars) - 0.4, -0.6)
     ax.set_xlabel("test accuracy, %")
-    ax.xaxis.set_major_locator(MaxNLocator(8))
+    ax.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     ax.ticklabel_format(axis="x", useOffset=False)
     ax.grid(axis="x", alpha=0.3)
     key = [
