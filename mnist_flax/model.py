@@ -52,9 +52,9 @@ class SimpleCNN(nn.Module):
         if [*map(len, self.channels)] != [*map(len, self.kernel_sizes)]:
             allowed = f"one kernel for each of channels={self.channels}"
             raise refused("kernel_sizes", self.kernel_sizes, allowed)
-        widths = [width for block in self.channels for width in block]
-        if self.norm == "group" and (odd := [w for w in widths if w % self.num_groups]):
-            raise refused("num_groups", self.num_groups, f"a divisor of {odd[0]} channels")
+        n, widths = self.num_groups, [width for block in self.channels for width in block]
+        if self.norm == "group" and (odd := [w for w in widths if n < 1 or w % n]):
+            raise refused("num_groups", n, f"a divisor of {odd[0]} channels")
         super().__post_init__()
 
     @nn.compact

@@ -32,20 +32,21 @@ def run(
       parse: parses the command line, and returns the program's name and what `main` gets; by
         default it parses the flags.
     """
+    is_parsed = False
 
     def call(argv: list[str]) -> None:
+        nonlocal is_parsed
+        is_parsed = True
         logging.set_verbosity(logging.WARNING)  # JAX would name every backend it does not find
         environment.check()
         main(argv[1:])
 
-    output.protect()
-    if not interpreter.goes_on():
-        atexit.register(_quit)  # before the imports that register others, so it runs after them
+    _prepare()
     try:
         with signals.handled():
             app.run(call, flags_parser=parse or _parse)
-    except SystemExit as leaving:  # of absl, in any case
-        _exit(leaving.code)
+    except SystemExit as leaving:
+        _exit(leaving.code if is_parsed else 0)  # absl prints the help, and exits with 1
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         _exit(2)
@@ -54,14 +55,20 @@ def run(
     except LostProcess as error:
         end_lost(error)
     except Exception:
-        _Ending.status = 1  # Python prints the traceback before it exits
-        if watchdog.is_watching():
-            sys.excepthook(*sys.exc_info())
-            _exit(1, at_once=True)  # the others wait for this process, and learn that it is gone
+        _end_failed()
         raise
     finally:
         if interpreter.goes_on():
             _forget_flags()
+
+
+def _prepare() -> None:
+    output.protect()
+    # A thread that draws may keep Python's lock for this many seconds while the main thread waits
+    # to start a step. With Python's default of 0.005, steps of 0.4 ms took 2 ms.
+    sys.setswitchinterval(0.001)
+    if not interpreter.goes_on():
+        atexit.register(_quit)  # before the imports that register others, so it runs after them
 
 
 def _forget_flags() -> None:
@@ -98,6 +105,14 @@ def end_lost(error: LostProcess) -> None:
         f"error: {error}; to resume, start them all again: {again(error.workdir)}", file=sys.stderr
     )
     _exit(1, at_once=True)  # otherwise JAX would wait for the process that is gone
+
+
+def _end_failed() -> None:
+    """Sets the status of a command that raises, and ends it here if other processes wait for it."""
+    _Ending.status = 1  # Python prints the traceback before it exits
+    if watchdog.is_watching():
+        sys.excepthook(*sys.exc_info())
+        _exit(1, at_once=True)  # the others learn that this process is gone
 
 
 def _exit(code: Any, at_once: bool = False) -> None:

@@ -9,6 +9,17 @@ It needs the folder of the run and nothing else: no training data, no W&B, and n
 trained it. It sits on top, and only `export` imports it.
 """
 
-from mnist_flax.predict.classifier import Classifier, load
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mnist_flax.predict.classifier import Classifier, load
 
 __all__ = ["Classifier", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports JAX when it is used, so that the command can first check its environment."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("mnist_flax.predict.classifier"), name)

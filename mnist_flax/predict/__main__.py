@@ -46,6 +46,10 @@ def main(paths: Sequence[str]) -> None:
 
     if not _WORKDIR.value:
         raise UserError("--workdir is missing; allowed: the folder of a run")
+    if _RAW.value and not paths:
+        raise UserError("--raw concerns pictures, and none is given; name some, or leave it out")
+    if _MANUAL_DIR.value and paths:
+        raise UserError("--manual_dir concerns the test set; leave out either it or the pictures")
     classifier = predict.load(_WORKDIR.value, _CHECKPOINT.value)
     # Lines of JSON are for programs.
     print(_describe(classifier), file=sys.stderr if _JSON.value else sys.stdout)

@@ -63,6 +63,7 @@ def test_every_file_is_installed(installed, run):
 
 def test_help(run, tmp_path):
     done = run("-m", "mnist_flax.study", "--help")
+    assert done.returncode == 0
     assert (
         "--config" in done.stdout and "--workdir" in done.stdout and "--[no]ensemble" in done.stdout
     )

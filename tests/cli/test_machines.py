@@ -116,7 +116,7 @@ def test_devices_that_are_not_there(run_main, tmp_path, variable, value, words):
     ("variable", "value"),
     [("MININTERVAL", "abc"), ("FILE", "log"), ("BAR_FORMAT", "{nothing}"), ("GUI", "1")],
 )
-@pytest.mark.parametrize("module", ["study", "benchmark"])
+@pytest.mark.parametrize("module", ["study", "benchmark", "predict"])
 def test_bars_that_tqdm_cannot_draw(variable, value, module):
     done = subprocess.run(
         [sys.executable, "-m", f"mnist_flax.{module}"],

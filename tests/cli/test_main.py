@@ -234,6 +234,7 @@ def test_a_fork_answers_as_a_process_does(run_main, fork_main, tmp_path):
 
 def test_help(fork_main):
     done = fork_main("--help")
+    assert done.returncode == 0
     assert "--config" in done.stdout
     assert "--workdir" in done.stdout
 

@@ -186,6 +186,7 @@ def test_an_unknown_choice_is_refused(field, allowed):
         (((4,), (8, 8)), ((3,), (3,)), {}, r"kernel_sizes=.*one kernel for each of channels="),
         (((4,),), ((3,), (3,)), {}, r"kernel_sizes=.*one kernel for each of channels="),
         (((4, 6),), ((3, 3),), {"norm": "group"}, "num_groups=4 .* a divisor of 6 channels"),
+        (((4,),), ((3,),), {"norm": "group", "num_groups": 0}, "num_groups=0 .* a divisor of 4"),
     ],
 )
 def test_blocks_that_do_not_fit_together_are_refused(channels, kernel_sizes, options, says):

@@ -86,6 +86,8 @@ def test_without_pictures_it_is_the_test_set(run, finished):
         (["--workdir=none"], "none is not the folder of a run, as it has no config.json"),
         (["--checkpoint=77"], "--checkpoint=77 is not there; allowed: latest, best, "),
         (["--config.seed=1"], "Unknown command line flag 'config.seed'"),
+        (["--raw"], "--raw concerns pictures, and none is given"),
+        (["0.png", "--manual_dir=mnist"], "--manual_dir concerns the test set"),
         (["0.png", "--figure=none/out.png"], "--figure=none/out.png: No such file or directory"),
     ],
 )
