@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from configs import claims, default, study
+from configs import claims, default, quick, record, speedrun, study
 from mnist_flax.run.configs import flatten
 from mnist_flax.study.comparison import compare
 from mnist_flax.study.recipes import recipes
@@ -116,10 +116,34 @@ def test_the_accuracy_of_the_default_recipe_is_that_of_the_base():
     assert f"{over_all.mean():.3f} % ± {half:.3f}" in page
 
 
-def test_replicas_are_of_the_recipes():
+@pytest.mark.parametrize("recipe", [quick, speedrun], ids=["quick", "speedrun"])
+def test_the_accuracy_of_a_fast_recipe_follows_from_the_data(recipe):
+    name = recipe.__name__.removeprefix("configs.")
+    replicas = [json.loads(file.read_text()) for file in RESULTS.glob(f"{name}/base/*.json")]
+    last = np.array([100 * replica["records"][-1]["test/accuracy"] for replica in replicas])
+    half = stats.t.ppf(0.975, len(last) - 1) * stats.sem(last)
+    decimals = 3 if half < 0.1 else 2
+    result = f"{last.mean():.{decimals}f} % ± {half:.{decimals}f}"
+    seconds = np.mean([replica["train_seconds"] for replica in replicas])
+    page = " ".join((RESULTS / "README.md").read_text().split())
+    assert f"| {result} | {len(last)} |" in (ROOT / "README.md").read_text()
+    assert f"**{result}**" in page and f"n = {len(last)}" in page
+    assert f"{seconds:.1f} s" in page or f"{seconds:.0f} s" in page
+    assert f"{last.min():.2f}" in page and f"{last.max():.2f} %" in page
+    documented = " ".join(recipe.__doc__.split())
+    assert result.replace("±", "+-") in documented
+    assert f"from {last.min():.2f} to {last.max():.2f} %" in documented
+
+
+@pytest.mark.parametrize(
+    ("recipe", "folder"),
+    [(study, "study"), (quick, "quick"), (speedrun, "speedrun"), (record, "record")],
+    ids=["study", "quick", "speedrun", "record"],
+)
+def test_replicas_are_of_the_recipes(recipe, folder):
     """Every published replica has the configuration that the recipe gives its seed."""
-    ours = recipes(study.get_config())
-    files = list(RESULTS.glob("study/*/*.json"))
+    ours = recipes(recipe.get_config())
+    files = [file for name in ours for file in (RESULTS / folder / name).glob("*.json")]
     assert files
     for file in files:
         replica = json.loads(file.read_text())
@@ -133,3 +157,17 @@ def test_replicas_are_of_the_recipes():
             if value != expected[name] and not name.startswith(("study.", "wandb."))
         }
         assert different <= {"seed"}
+
+
+def test_the_errors_of_the_record_follow_from_the_data():
+    def of(folder):
+        files = sorted((RESULTS / "record" / folder).glob("*.json"))
+        replicas = [json.loads(file.read_text())["results"] for file in files]
+        return [[r[split]["num_errors"] for r in replicas] for split in ("test", "validation")]
+
+    (best, chosen), (other, passed_over) = of("base"), of("narrow")
+    page = " ".join((RESULTS / "README.md").read_text().split())
+    assert best == [22, 22] and "22 test errors from either of two" in page
+    assert "22 errors from either of two seeds" in " ".join(record.__doc__.split())
+    assert f"{min(other):.0f} and {max(other):.0f} test errors" in page
+    assert np.mean(chosen) == np.mean(passed_over) == 18 and "18 on average" in page
