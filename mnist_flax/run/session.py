@@ -191,7 +191,7 @@ class Session:
         if isinstance(error, Interrupted) and self._has_begun:
             progress = f"after epoch {self._saver.saved_epochs} of {self._config.num_epochs}"
             raise Interrupted(error.number, progress, str(self._path)) from None
-        if explained := hosts.lost_process(error) or memory.exhausted(error):
+        if explained := memory.exhausted(error) or hosts.lost_process(error):
             raise explained from error
 
     def _save(self, state: Any, test: Evaluation | None = None) -> None:
