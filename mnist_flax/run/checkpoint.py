@@ -211,7 +211,8 @@ def _restore(path: pathlib.Path, item: str, how: Any) -> Any:
     import orbax.checkpoint as ocp
 
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-    return checkpointer.restore(path, args=ocp.args.Composite(**{item: how}))[item]
+    # Orbax takes absolute paths alone.
+    return checkpointer.restore(path.absolute(), args=ocp.args.Composite(**{item: how}))[item]
 
 
 def _write_digests(folder: pathlib.Path) -> None:

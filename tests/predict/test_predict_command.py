@@ -53,6 +53,17 @@ def test_pictures_as_a_table_and_as_json(run, digits, finished):
         np.testing.assert_allclose(list(answer["probabilities"].values()), probabilities, atol=1e-6)
 
 
+@pytest.mark.parametrize("module", ["predict", "export"])
+def test_a_run_in_a_folder_below(finished, tmp_path, module):
+    copy_run(finished, tmp_path / "runs" / "1")
+    flags = {"predict": ["--json"], "export": ["--format=stablehlo"]}[module]
+    command = [sys.executable, "-m", f"mnist_flax.{module}", "--workdir=runs/1", *flags]
+    env = environment(PYTHONPATH=str(ROOT))
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "runs/1" in done.stdout + done.stderr
+
+
 def test_a_bad_picture_does_not_keep_the_others_waiting(run, digits, tmp_path):
     (tmp_path / "bad.png").write_text("no picture")
     done = run("0.png", "bad.png", "none.png", "2.png", "--figure=out.png")
