@@ -65,7 +65,8 @@ def _recipe_first(argv: Sequence[str], default_recipe: str) -> list[str]:
         else:
             others.append(argument)
     if not os.path.isfile(given.partition(":")[0]):  # a colon separates an argument of the recipe
-        raise UserError(f"--config={given}: no such file; allowed: a recipe of configs/")
+        recipes = ", ".join(f"configs/{path.name}" for path in sorted(configs.RECIPES.glob("*.py")))
+        raise UserError(f"--config={given}: no such file; allowed: a recipe, as {recipes}")
     configs.make_importable(pathlib.Path(given).absolute().parent)
     return [*others[:1], f"--config={given}", *others[1:]]
 
@@ -88,8 +89,10 @@ def _explain(error: Exception) -> str:
     if "Traceback" in text:  # of a recipe; its last line names the error
         text = text.splitlines()[-1]
     text = " ".join(text.split())
-    if unknown := re.match(r"Unknown command line flag '([\w.-]+)'", text):
-        return f"{text}; {fields.suggest(unknown[1])}allowed: those of docs/flags.md"
+    if unknown := re.match(r"(Unknown command line flag '(.+?)')(\. Did you mean: (\w+))?", text):
+        theirs = f"did you mean --{unknown[4]}? " if unknown[4] else ""
+        guess = fields.suggest(unknown[2]) or theirs
+        return f"{unknown[1]}; {guess}allowed: those of docs/flags.md"
     match = re.search(r"--config\.([\w.]+)=", text)
     if match and match[1] in fields.FIELDS:
         return f"{text}; allowed: {fields.FIELDS[match[1]].allowed}"

@@ -186,6 +186,8 @@ def test_mnist_from_a_folder(run_main, mnist_dir, tmp_path):
         (["--config=configs/nothing.py"], "--config=configs/nothing.py: no such file"),
         (["--config=README.md"], "README.md"),
         (["--epochs=3"], "error: Unknown command line flag 'epochs'"),
+        (["--confg=x"], "error: Unknown command line flag 'confg'; did you mean --config? allowed"),
+        (["--config=quick"], "error: --config=quick: no such file; allowed: a recipe, as configs/"),
         (["train"], "'train' is not a flag"),
         (["--config.dataset.manual_dir=/"], "/t10k-images-idx3-ubyte.gz: No such file"),
         (["--config.dataset.source=tfds"], "storage.googleapis.com cannot be reached"),
