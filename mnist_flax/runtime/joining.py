@@ -148,12 +148,13 @@ def _find_devices() -> None:
 
 
 def _call_roll(address: str, num_processes: int, process_id: int) -> None:
+    # Longer than `initialize` waits, which has the better words for it.
     if process_id == 0:
         bound = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", address)
-        roll_call.take(_port_of(bound), num_processes, _JOIN_SECONDS)
+        roll_call.take(_port_of(bound), num_processes, 2 * _JOIN_SECONDS)
     else:
         first = addresses.host_of(address), _port_of(address)
-        roll_call.report(first, process_id, num_processes, _JOIN_SECONDS)
+        roll_call.report(first, process_id, num_processes, 2 * _JOIN_SECONDS)
 
 
 def _port_of(address: str) -> int:

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 SECONDS = 15  # of silence; gRPC, and JAX with it, gives up a connection after 20
 _BEAT, _GOODBYE = b".", b"!"
@@ -47,9 +48,9 @@ def watch_others(listener: socket.socket, token: bytes, lost: Callable[[str], No
     def accept() -> None:
         while True:
             connection, _ = listener.accept()
-            threading.Thread(target=admit, args=(connection,), daemon=True).start()
+            _start(admit, connection)
 
-    threading.Thread(target=accept, name="watchdog", daemon=True).start()
+    _start(accept)
 
 
 def watch_first(address: tuple[str, int], token: bytes, lost: Callable[[str], None]) -> None:
@@ -102,5 +103,10 @@ def _watch(connection: socket.socket, lost: Callable[[str], None]) -> None:
             reason = str(error)
         lost(reason)
 
-    for target in (send, receive):
-        threading.Thread(target=target, name="watchdog", daemon=True).start()
+    _start(send)
+    _start(receive)
+
+
+def _start(function: Callable[..., None], *args: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # no thread can be started once Python exits
+        threading.Thread(target=function, args=args, name="watchdog", daemon=True).start()
