@@ -30,7 +30,7 @@ def run(
     Args:
       main: of the command.
       parse: parses the command line, and returns the program's name and what `main` gets; by
-        default it parses the flags.
+        default it parses the flags, and checks the environment.
     """
     is_parsed = False
 
@@ -38,7 +38,6 @@ def run(
         nonlocal is_parsed
         is_parsed = True
         logging.set_verbosity(logging.WARNING)  # JAX would name every backend it does not find
-        environment.check()
         main(argv[1:])
 
     _prepare()
@@ -79,9 +78,11 @@ def _forget_flags() -> None:
 
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
+        arguments = flags.FLAGS(argv)
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from None
+    environment.check()
+    return arguments
 
 
 class _Ending:
