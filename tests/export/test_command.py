@@ -72,36 +72,46 @@ def assert_same(actual: np.ndarray, finished, images: np.ndarray) -> None:
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
-def test_stablehlo_by_jax_alone(export, finished, images, in_a_clean_process, tmp_path):
+@pytest.fixture
+def exported(export, finished, tmp_path):
+    """Exports the finished run; returns what the command says, and the page's code to use it."""
+
+    def exported(heading: str, file: str) -> tuple[str, str]:
+        done = export(finished, f"--format={heading.lower()}", f"--output={tmp_path}/{file}")
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout, code_block(heading).replace("runs/1", str(tmp_path))
+
+    return exported
+
+
+def of_every_size(call: str) -> str:
+    """Code that asserts that batches of other sizes have the same probabilities."""
+    same = f"np.testing.assert_allclose({call}, probabilities[:n], rtol=0, atol=1e-6)"
+    return f"\nfor n in (1, 3, 100): {same}"
+
+
+def test_stablehlo_by_jax_alone(exported, finished, images, in_a_clean_process, tmp_path):
     pytest.importorskip("flatbuffers")
-    done = export(finished, "--format=stablehlo", f"--output={tmp_path}/model.stablehlo")
-    assert (done.returncode, done.stderr) == (0, "")
+    said, code = exported("StableHLO", "model.stablehlo")
     assert re.fullmatch(
-        rf"Wrote {tmp_path}/model.stablehlo, epoch 4, \d+ kB; to use it: .*\n", done.stdout
+        rf"Wrote {tmp_path}/model.stablehlo, epoch 4, \d+ kB; to use it: .*\n", said
     )
-    every_size = "\nfor n in (1, 3, 100): np.testing.assert_allclose("
-    every_size += "exported.call(images[:n]), probabilities[:n], rtol=0, atol=1e-6)"
-    code = code_block("StableHLO").replace("runs/1", str(tmp_path))
-    assert_same(in_a_clean_process(code + every_size), finished, images)
+    code += of_every_size("exported.call(images[:n])")
+    assert_same(in_a_clean_process(code), finished, images)
 
 
-def test_onnx_by_onnxruntime(export, finished, images, in_a_clean_process, tmp_path):
+def test_onnx_by_onnxruntime(exported, finished, images, in_a_clean_process):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    done = export(finished, "--format=onnx", f"--output={tmp_path}/model.onnx")
-    assert (done.returncode, done.stderr) == (0, "")
-    code = code_block("ONNX").replace("runs/1", str(tmp_path))
-    every_size = "\nfor n in (1, 3, 100): np.testing.assert_allclose(session.run("
-    every_size += "None, {'images': images[:n]})[0], probabilities[:n], rtol=0, atol=1e-6)"
-    assert_same(in_a_clean_process(code + every_size), finished, images)
+    _, code = exported("ONNX", "model.onnx")
+    code += of_every_size("session.run(None, {'images': images[:n]})[0]")
+    assert_same(in_a_clean_process(code), finished, images)
 
 
-def test_pytorch_by_the_module_of_the_page(export, finished, images, in_a_clean_process, tmp_path):
+def test_pytorch_by_the_module_of_the_page(exported, finished, images, in_a_clean_process):
     pytest.importorskip("safetensors")
     pytest.importorskip("torch")
-    done = export(finished, "--format=pytorch", f"--output={tmp_path}/model.safetensors")
-    assert (done.returncode, done.stderr) == (0, "")
-    code = code_block("PyTorch").replace("runs/1", str(tmp_path))
+    _, code = exported("PyTorch", "model.safetensors")
     narrow = code.replace("SimpleCNN()", "SimpleCNN(((4,), (8,)), ((5,), (3,)))")
     assert narrow != code
     assert_same(in_a_clean_process(narrow), finished, images)
