@@ -1,4 +1,4 @@
-"""Shared by the tests: one compilation cache, small configurations, MNIST's folder, the command."""
+"""What tests share: a compilation cache, small configurations, MNIST's folder, the command."""
 
 import contextlib
 import fcntl
@@ -11,16 +11,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
-_CACHE = "MNIST_FLAX_TESTS_CACHE"  # names the folder of compiled programs
+_CACHE = "MNIST_FLAX_TESTS_CACHE"  # the variable that names the cache's folder
 _XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
-# XLA's newer code generation for CPUs takes twice as long to compile.
+# With XLA's newer code generation for CPUs, compiling takes twice as long.
 _QUICK = {"XLA_FLAGS": f"{_XLA_FLAGS} --xla_cpu_use_fusion_emitters=false"}
 _ASK = [sys.executable, "-c", "import jax; jax.devices()"]
 
-if _CACHE not in os.environ:  # xdist's workers have the cache and the flags of their parent
+if _CACHE not in os.environ:  # xdist's workers inherit the cache and the flags
     _folder = tempfile.TemporaryDirectory(prefix="mnist_flax-tests-")
     os.environ[_CACHE] = _folder.name
-    # A jaxlib that does not know the flag ends its process, so another one is asked first.
+    # A jaxlib that does not know the flag aborts, so try it in another process first.
     if not subprocess.run(_ASK, env=os.environ | _QUICK, capture_output=True).returncode:
         os.environ.update(_QUICK)
 
@@ -31,11 +31,11 @@ from ml_collections import ConfigDict  # noqa: E402
 from mnist_flax import data  # noqa: E402
 from tests.runs import ROOT, TINY, environment, load_few, tiny  # noqa: E402
 
-# The four IDX files of MNIST; set MNIST_DIR if they are elsewhere than beside the project.
+# The folder of MNIST's four IDX files; set MNIST_DIR if it is not next to the project.
 MNIST_DIR = pathlib.Path(os.environ.get("MNIST_DIR", ROOT.parent / "shared" / "mnist"))
 
-# The tests compile far more than they compute. The real command, in processes of its own, has the
-# same cache, and none of the other settings.
+# The tests spend far more time compiling than computing. The real command runs in other processes,
+# which share the cache but none of the other settings.
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_compilation_cache_dir", os.environ[_CACHE])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -55,7 +55,7 @@ def tiny_config() -> ConfigDict:
 
 @pytest.fixture
 def small_data(monkeypatch: pytest.MonkeyPatch) -> Callable[..., data.Dataset]:
-    """Makes `data.load` return 640 images to train on and 100 to test on; returns it."""
+    """Makes `data.load` return 640 training and 100 test images; returns the new `data.load`."""
     monkeypatch.setattr(data, "load", load_few)
     return load_few
 
@@ -69,7 +69,7 @@ def mnist_dir() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def run_main() -> Callable[..., subprocess.CompletedProcess]:
-    """Runs `python main.py ARGUMENTS` with no network, no W&B login and `env` added."""
+    """Runs `python main.py ARGUMENTS` without a network or a W&B login, with `env` added."""
 
     def run(
         *arguments: str, cwd: pathlib.Path = ROOT, timeout: float = 300, **env: str
@@ -88,9 +88,9 @@ def run_main() -> Callable[..., subprocess.CompletedProcess]:
 
 @pytest.fixture(scope="session")
 def finished(run_main: Callable[..., subprocess.CompletedProcess]) -> pathlib.Path:
-    """The folder of a run of `TINY` that was never interrupted, one for all of xdist's workers.
+    """The folder of a run of `TINY` that was never interrupted; xdist's workers share it.
 
-    Tests that change it take a copy.
+    Tests that change it must use a copy.
     """
     workdir = pathlib.Path(os.environ[_CACHE]) / "finished"
     with open(workdir.with_suffix(".lock"), "w") as lock:
@@ -103,9 +103,9 @@ def finished(run_main: Callable[..., subprocess.CompletedProcess]) -> pathlib.Pa
 
 @pytest.fixture(scope="session")
 def fork_main() -> Iterator[Callable[..., subprocess.CompletedProcess]]:
-    """Runs main.py in the fork of a process that has imported what takes time.
+    """Runs main.py in a fork of a process that has already imported the slow modules.
 
-    For the many short commands that end with an error: the answer is the same as `run_main`'s.
+    Use it for the many short commands that end with an error: it answers as `run_main` does.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.fuzz_server"],
@@ -146,7 +146,7 @@ def browser():
 
 @pytest.fixture
 def show(browser):
-    """Opens a page; in the end nothing may have been requested or complained about."""
+    """Opens pages; fails at the end if one requested anything or reported an error."""
     with contextlib.ExitStack() as stack:
         complaints, requests = [], []
 

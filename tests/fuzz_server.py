@@ -1,8 +1,8 @@
-"""Runs command lines, each in a fork of its own: `python -m tests.fuzz_server`.
+"""Runs command lines, each in its own fork: `python -m tests.fuzz_server`.
 
-Each line of standard input is a JSON object: `arguments`, `cwd`, `env`, and `main`, which is true
-for main.py itself, and false for its parser and its checks alone. It is answered by a line: exit
-status, standard output and standard error.
+Each line of standard input is a JSON object with `arguments`, `cwd`, `env`, and `main`, which is
+true to run main.py itself, and false to run only its parser and its checks. The answer is a line of
+JSON: exit status, standard output and standard error.
 """
 
 import json
@@ -14,16 +14,16 @@ import traceback
 import warnings
 from typing import Any
 
-import mnist_flax.cli.arguments  # noqa: F401  every fork would import it again
+import mnist_flax.cli.arguments  # noqa: F401  so that forks need not import it
 from mnist_flax.cli import command
 from tests.runs import ROOT
 
 
 def answer(request: dict[str, Any]) -> tuple[int, str, str]:
-    """Returns what a process does that is started with these arguments."""
+    """Returns the exit status and the output of a process started with these arguments."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # JAX is imported, but has started no thread yet
+            warnings.simplefilter("ignore")  # JAX warns of forks, but has started no thread yet
             child = os.fork()
         if not child:
             os.dup2(out.fileno(), 1)
@@ -60,7 +60,7 @@ def _run(arguments: list[str], cwd: str, env: dict[str, str], main: bool) -> int
 
 
 if __name__ == "__main__":
-    # A process that has this setting is not started anew, see `runtime.huge_pages`.
+    # With this setting, a process does not restart itself; see `runtime.huge_pages`.
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=0"
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), flush=True)

@@ -1,4 +1,4 @@
-"""Tests for a process that has eight devices; runtime/test_devices.py runs them in one."""
+"""Tests that need a process with eight devices; runtime/test_devices.py starts one."""
 
 import re
 
@@ -20,7 +20,8 @@ NUM_DEVICES = 8
 @pytest.fixture(scope="module")
 def config():
     config = tiny()
-    # Adam divides a gradient by its size, and an image that moves by rounding has other pixels.
+    # Adam and nearest-neighbour interpolation would turn rounding into large differences: Adam
+    # divides a gradient by its size, and a tiny shift can select another pixel.
     config.optimizer.eps = 0.1
     config.augment.interpolation = "bilinear"
     config.optimizer.ema_decay = 0.5
@@ -31,7 +32,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def trainer(config):
-    """Of a last batch and of a test split that eight devices do not divide."""
+    """A trainer whose last batch and test split are not multiples of eight."""
     trainer = Trainer(config, small_dataset(config, 48 + 30))
     trainer.compile()
     return trainer
@@ -67,7 +68,7 @@ def test_as_many_devices_as_divide_a_batch_have_a_part(batch_size, parts):
     ("shape", "dtype"), [((50, 4, 4, 1), np.uint8), ((50, 3), np.uint8), ((50,), np.int32)]
 )
 def test_arrays_lie_on_every_device(shape, dtype):
-    """Whole; of bytes, words and odd shapes. Batches have one size, and rows of 0 fill the last."""
+    """Every device holds each array whole; batches have one size, with zeros after the last row."""
     array = np.random.default_rng(0).integers(1, 200, shape).astype(dtype)
     placed = devices.place((array, array[::-1]), {"test": array})
     for ours, theirs in zip(
@@ -83,10 +84,10 @@ def test_arrays_lie_on_every_device(shape, dtype):
     assert not np.any(batch[50:])
 
 
-# Eight or two of the devices have a part each.
+# 32 images are divided into eight shares, 30 into two.
 @pytest.mark.parametrize("batch_size", [32, 30])
 def test_the_step_is_that_of_one_device(config, batch_size):
-    """Augmentation, statistics, gradients and averages."""
+    """Augmentation, statistics, gradients and averages agree with those of one device."""
     split = small_dataset(config, batch_size).train
 
     def run(state, images, labels):
@@ -106,14 +107,14 @@ def test_the_step_is_that_of_one_device(config, batch_size):
     assert {leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(together)} == {True}
     assert_close(together, alone, 1e-4)
     if jax.default_backend() == "cpu":
-        # The devices sum one array for each of two batch norms and its gradient, one for all
-        # parameters, the loss and the accuracy; none gathers images.
+        # The devices sum one array for each of the two batch norms and one for its gradient, one
+        # for all parameters, the loss and the accuracy. They gather no images.
         assert len(summed_arrays(program.as_text())) == 2 * 2 + 3
         assert " all-gather(" not in program.as_text()
 
 
 def summed_arrays(program):
-    """The shapes of what all-reduces sum, as in 'f32[8]'."""
+    """Returns the shapes of the arrays that all-reduces sum, such as 'f32[8]'."""
     results = re.findall(r"= (.*?) all-reduce(?:-start)?\(", program)
     return re.findall(r"\w+\[[\d,]*\]", " ".join(results))
 
@@ -143,7 +144,7 @@ def test_an_epoch_is_that_of_one_device(config, trainer):
 
 @pytest.mark.parametrize("num_replicas", [4, 3])
 def test_replicas_have_devices_of_their_own(config, trainer, num_replicas):
-    """Four have two devices each; three, which do not divide them, share all. Numbers stay."""
+    """Four replicas have two devices each; three share all eight. The results are the same."""
     dataset = small_dataset(config, 48 + 30)
     replicas = Replicas(config, dataset, num_replicas, Trainer.place(dataset))
     replicas.compile()
@@ -153,8 +154,8 @@ def test_replicas_have_devices_of_their_own(config, trainer, num_replicas):
     held = [shard.data.shape[0] for shard in kernel.addressable_shards]
     assert held == ([1] if num_replicas == 4 else [3]) * NUM_DEVICES
     logits = replicas.predict(states, "test")
-    # Taken apart by NumPy: XLA may wait for ever if dozens of programs that gather run at once on
-    # devices that are threads of one process.
+    # NumPy takes the arrays apart, because XLA may wait forever if dozens of gathering programs run
+    # at once on devices that are threads of one process.
     on_host = numbers(states)
     for index in seeds:
         state, of_one = train(trainer, trainer.create_state(index), 1)

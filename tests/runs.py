@@ -1,4 +1,4 @@
-"""Real runs of the command: how tests start them, and what they compare of them."""
+"""Real runs of the command: how tests start and compare them."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from configs import default
 from mnist_flax import data
 
 ROOT = pathlib.Path(__file__).parents[1]
-# A run of seconds: its numbers mean nothing, but they must be the same again.
+# A run that takes seconds: its numbers mean nothing, but must be reproducible.
 TINY = (
     f"--config={ROOT}/configs/quick.py",
     "--config.dataset.source=sample",
@@ -50,7 +50,7 @@ def tiny() -> ConfigDict:
 
 
 def load_few(config: ConfigDict, seed: int, load: Callable = data.load) -> data.Dataset:
-    """Loads data as `data.load` does, but 640 images to train on and 100 to test on."""
+    """Loads data as `data.load` does, but only 640 training and 100 test images."""
     dataset = load(config, seed)
     train, test = (
         data.Split(split.images[::step], split.labels[::step])
@@ -60,8 +60,11 @@ def load_few(config: ConfigDict, seed: int, load: Callable = data.load) -> data.
 
 
 def environment(**changes: str | None) -> dict[str, str]:
-    """A machine without a way out, a W&B login or an accelerator; None removes a variable."""
-    # Port 9 (discard) refuses at once.
+    """Returns an environment without network, W&B login or accelerator, with `changes` made.
+
+    A change to None removes the variable.
+    """
+    # Port 9 (discard) refuses connections at once.
     closed = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https")}
     clean = {
         k: v
@@ -69,11 +72,11 @@ def environment(**changes: str | None) -> dict[str, str]:
         if not k.upper().startswith("WANDB_") and k != "XLA_FLAGS"
     }
     fixed = {"NETRC": os.devnull, "JAX_PLATFORMS": "cpu", "no_proxy": "127.0.0.1,localhost"}
-    if cache := jax.config.jax_compilation_cache_dir:  # of the tests, see conftest.py
+    if cache := jax.config.jax_compilation_cache_dir:  # set by conftest.py
         fixed |= {
             "JAX_COMPILATION_CACHE_DIR": cache,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            # JAX does not write its cache in one piece, so a process may see half of another's.
+            # JAX does not write its cache atomically, so a process may read half of an entry.
             "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache entry",
         }
     changed = {**clean, **fixed, **closed, **changes}
@@ -81,10 +84,10 @@ def environment(**changes: str | None) -> dict[str, str]:
 
 
 class Run(subprocess.Popen):
-    """`python main.py ARGUMENTS`, or another `command`, under way; its output is in a file.
+    """A running `python main.py ARGUMENTS`, or another `command`, with its output in a file.
 
     Attributes:
-      log: the file.
+      log: the path of the file.
     """
 
     def __init__(
@@ -111,7 +114,7 @@ class Run(subprocess.Popen):
         return self.log.read_text(errors="replace")
 
     def wait_until(self, reached: Callable[[], Any], seconds: float = 300) -> None:
-        """Waits for a moment of the run; fails if it ends before or takes too long."""
+        """Waits until `reached()` is true; fails if the run ends first or `seconds` have passed."""
         deadline = time.monotonic() + seconds
         while not reached():
             assert self.poll() is None, f"ended with {self.returncode}:\n{self.output}"
@@ -119,13 +122,13 @@ class Run(subprocess.Popen):
             time.sleep(0.005)
 
     def wait_for(self, text: str, seconds: float = 300) -> None:
-        """Waits for text in the output."""
+        """Waits until the output contains `text`."""
         self.wait_until(lambda: text in self.output, seconds)
 
 
 @contextlib.contextmanager
 def going_on(log: pathlib.Path, *arguments: str, **options: Any) -> Iterator[Run]:
-    """A run that does not outlive the block."""
+    """Starts a run, which is killed at the end of the block."""
     run = Run(log, *arguments, **options)
     try:
         yield run
@@ -134,10 +137,10 @@ def going_on(log: pathlib.Path, *arguments: str, **options: Any) -> Iterator[Run
         run.wait()
 
 
-# For two processes: few steps, since those on one machine wait for each other in each. A larger eps
-# keeps Adam, which divides a gradient by its own size, from making a step of what is rounding.
+# For two processes. There are few steps, because processes on one machine wait for each other in
+# each. Adam divides a gradient by its size; a larger eps keeps it from magnifying rounding errors.
 SHORT = (*TINY, "--config.batch_size=400", "--config.optimizer.eps=0.1", "--config.num_epochs=2")
-# JAX's cache serves process 0 alone, so the other one compiles in every test: with little effort.
+# Only process 0 uses JAX's cache, so the other one compiles in every test; this makes it quick.
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
@@ -155,7 +158,7 @@ def pair(
     coordinator: str = "",
     prefixes: tuple[tuple[str, ...], ...] = ((), ()),
 ) -> Iterator[list[Run]]:
-    """Both processes of a run, process 0 first; the other one may have more arguments."""
+    """Starts both processes of a run, process 0 first; `other` is for the second process only."""
     address = coordinator or f"127.0.0.1:{free_port()}"
     cluster = (f"--coordinator_address={address}", "--num_processes=2")
     with contextlib.ExitStack() as stack:
@@ -176,25 +179,25 @@ def pair(
 
 
 def records(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, times aside."""
+    """Returns the records in metrics.jsonl, without times."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
 
 
 def summary(workdir: pathlib.Path) -> dict[str, Any]:
-    """summary.json, times aside."""
+    """Returns the content of summary.json, without times."""
     content = json.loads((workdir / "summary.json").read_text())
     return {k: v for k, v in content.items() if k not in TIMES}
 
 
 def epochs(workdir: pathlib.Path) -> list[int]:
-    """The epochs that have complete checkpoints."""
+    """Returns the epochs that have complete checkpoints, in ascending order."""
     complete = (workdir / "checkpoints").glob("*/files.sha256")
     return sorted(int(path.parent.name) for path in complete if path.parent.name.isdecimal())
 
 
 def arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-    """All arrays of the last checkpoint by name, read with Orbax alone."""
+    """Returns all arrays of the last checkpoint by name, read with Orbax only."""
     path = (workdir / "checkpoints" / str(epochs(workdir)[-1]) / "arrays").absolute()
     checkpointer = ocp.PyTreeCheckpointer()
     names = checkpointer.metadata(path).item_metadata.tree
@@ -207,7 +210,7 @@ def arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def assert_same_run(ours: pathlib.Path, theirs: pathlib.Path) -> None:
-    """Asserts that two finished runs are the same, bit for bit."""
+    """Asserts that two finished runs have the same results, bit for bit."""
     assert records(ours) == records(theirs)
     assert summary(ours) == summary(theirs)
     mine, other = arrays(ours), arrays(theirs)
@@ -217,16 +220,16 @@ def assert_same_run(ours: pathlib.Path, theirs: pathlib.Path) -> None:
 
 
 def assert_close_run(ours: pathlib.Path, theirs: pathlib.Path, tolerance: float) -> None:
-    """Asserts that two runs, of batches of 390 or more, are the same but for rounding.
+    """Asserts that two runs with batches of at least 390 agree up to rounding.
 
-    After one step they part by 5e-6 of an array's largest number, and from then on ever more, for
-    a ReLU here and there falls to the other side.
+    After one step, they differ by 5e-6 of an array's largest number. The difference then grows,
+    because now and then an input of a ReLU changes sign.
     """
     assert len(records(ours)) == len(records(theirs)) > 0
     for mine, other in zip(records(ours), records(theirs), strict=True):
         assert mine.keys() == other.keys()
         for name in mine:
-            # An accuracy is a count: two images may fall to the other side.
+            # An accuracy is a count: two images may be classified differently.
             atol = 2 / 1000 if "accuracy" in name else 0
             np.testing.assert_allclose(
                 mine[name], other[name], rtol=tolerance, atol=atol, err_msg=name
@@ -239,7 +242,7 @@ def assert_close_run(ours: pathlib.Path, theirs: pathlib.Path, tolerance: float)
 
 
 def files(folder: pathlib.Path) -> dict[str, bytes]:
-    """What is in a folder, the lock aside."""
+    """Returns the content of each file below a folder, without the lock."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")

@@ -15,7 +15,7 @@ SIDE, NUM_CLASSES = 28, 10
 
 
 def small_dataset(config: ConfigDict, num_train: int, num_test: int = 50) -> data.Dataset:
-    """So many images of the sample, mixed."""
+    """Returns a data set of `num_train` random training images and the first test images."""
     whole = data.load(config.dataset, config.seed)
     pick = np.random.default_rng(0).permutation(len(whole.train))[:num_train]
     return whole._replace(
@@ -27,7 +27,7 @@ def small_dataset(config: ConfigDict, num_train: int, num_test: int = 50) -> dat
 def create_state(
     config: ConfigDict, seed: jax.typing.ArrayLike = 0, steps_per_epoch: int = 1
 ) -> TrainState:
-    """A run's state before the first step; may be traced."""
+    """Returns a run's state before the first step; may be traced."""
     schedule = optimizer.create_schedule(config.optimizer, steps_per_epoch, config.num_epochs)
     return step.create_state(seed, config, (SIDE, SIDE, 1), NUM_CLASSES, schedule)
 
@@ -37,11 +37,11 @@ def normalize(images: Any) -> Any:
 
 
 def ignore(images: int, loss: float | None, accuracy: float | None) -> None:
-    """Stands for those who watch the steps."""
+    """An `on_step` that does nothing."""
 
 
 def train(trainer: Trainer, state: TrainState, num_epochs: int) -> tuple[TrainState, StepMetrics]:
-    """Trains from the first epoch on; returns the state, and the metrics of all steps."""
+    """Trains from epoch 1; returns the state and the metrics of all steps."""
     metrics = []
     for epoch in range(1, num_epochs + 1):
         state, of_epoch, _ = trainer.train_epoch(state, epoch, ignore)
@@ -50,13 +50,13 @@ def train(trainer: Trainer, state: TrainState, num_epochs: int) -> tuple[TrainSt
 
 
 def numbers(tree: Any) -> Any:
-    """The same, without PRNG keys, which NumPy does not know."""
+    """Returns the leaves as NumPy arrays, without PRNG keys, which NumPy cannot hold."""
     is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree) if not is_key(leaf)]
 
 
 def assert_close(ours: Any, theirs: Any, tolerance: float) -> None:
-    """Checks that no number differs by more than a share of its array's largest."""
+    """Asserts that no number differs by more than `tolerance` times its array's largest."""
     for mine, other in zip(numbers(ours), numbers(theirs), strict=True):
         scale = np.abs(other.astype(np.float64)).max(initial=0)
         np.testing.assert_allclose(mine, other, rtol=0, atol=tolerance * scale + 1e-7)

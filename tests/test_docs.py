@@ -1,4 +1,4 @@
-"""The documentation: it says what the code does, and what it points to exists."""
+"""The documentation agrees with the code, and everything that it refers to exists."""
 
 import ast
 import functools
@@ -27,12 +27,12 @@ COMMANDS = {
     "mnist_flax/predict/__main__.py": "python -m mnist_flax.predict",
     "mnist_flax/export/__main__.py": "python -m mnist_flax.export",
 }
-USE = ("python -m mnist_flax.predict", "python -m mnist_flax.export")  # of a run: no --config
+USE = ("python -m mnist_flax.predict", "python -m mnist_flax.export")  # they take no --config
 
 
 @functools.cache
 def split(page: pathlib.Path) -> tuple[str, str]:
-    """A page's prose, without fenced blocks, and the code of these blocks."""
+    """Returns a page's prose without fenced blocks, and the code in these blocks."""
     prose, code, fence = [], [], ""
     for line in page.read_text().splitlines():
         marker = re.match(r"\s*(?:> ?)*(`{3,}|~{3,})", line)
@@ -45,14 +45,14 @@ def split(page: pathlib.Path) -> tuple[str, str]:
 
 
 def links(page: pathlib.Path) -> list[str]:
-    """The targets of links and pictures, those in inline code aside."""
+    """Returns the targets of links and pictures, except in inline code."""
     text = re.sub(r"`[^`\n]*`", "", split(page)[0])
     return re.findall(r"\]\(([^()\s]+)(?:\s+\"[^\"]*\")?\)", text)
 
 
 @functools.cache
 def anchors(page: pathlib.Path) -> set[str]:
-    """What GitHub calls a page's headings in links."""
+    """Returns the anchors that GitHub gives a page's headings."""
     found: Counter[str] = Counter()
     names = set()
     for heading in re.findall(r"^#+ +(.*?) *#*$", split(page)[0], re.MULTILINE):
@@ -64,20 +64,20 @@ def anchors(page: pathlib.Path) -> set[str]:
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of the tables' rows that begin with a flag."""
+    """Returns the cells of every table row that begins with a flag."""
     lines = [line for line in text.splitlines() if line.startswith("| `--")]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
 def section(page: pathlib.Path, heading: str) -> str:
-    """What stands under a heading of the second level."""
+    """Returns the text under a heading of the second level."""
     parts = re.split(r"^## ", split(page)[0], flags=re.MULTILINE)
     (found,) = (part for part in parts if part.splitlines()[0] == heading)
     return found
 
 
 def value(cell: str) -> object:
-    """The default that a cell gives."""
+    """Returns the default value that a cell gives."""
     if cell == "*empty*":
         return ""
     text = cell.removeprefix("`").removesuffix("`")

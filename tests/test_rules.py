@@ -1,4 +1,4 @@
-"""The line budgets of the house; who may import whom is checked by import-linter."""
+"""The line budgets of the package. import-linter checks the imports."""
 
 import ast
 import pathlib

@@ -1,6 +1,6 @@
-"""Reads an offline W&B run: a LevelDB-style log of protocol buffers behind a 7-byte header.
+"""Reads an offline W&B run: a 7-byte header, then a LevelDB-style log of protocol buffers.
 
-The log's format: https://github.com/google/leveldb/blob/main/doc/log_format.md
+Source of the log's format: https://github.com/google/leveldb/blob/main/doc/log_format.md
 """
 
 import json
@@ -38,7 +38,7 @@ def records(path: pathlib.Path) -> Iterator[wandb_internal_pb2.Record]:
 
 
 def _values(items: Any) -> dict[str, Any]:
-    """Items, whose keys may be paths, as nested dictionaries."""
+    """Returns W&B's items as nested dictionaries; a key may be a path."""
     values: dict[str, Any] = {}
     for item in items:
         *parents, last = [item.key] if item.key else item.nested_key
@@ -50,7 +50,7 @@ def _values(items: Any) -> dict[str, Any]:
 
 
 def _finished_records(path: pathlib.Path) -> list[wandb_internal_pb2.Record]:
-    """All records, once the last is there: W&B's service writes on after `finish` returns."""
+    """Waits for the last record: W&B's service still writes after `finish` has returned."""
     deadline = time.monotonic() + 30
     while True:
         found = list(records(path))
@@ -61,16 +61,16 @@ def _finished_records(path: pathlib.Path) -> list[wandb_internal_pb2.Record]:
 
 
 class OfflineRun:
-    """The one offline run below a folder, or one of them by the name of its own.
+    """The only offline run below a folder, or the one whose folder has a given name.
 
     Attributes:
-      run: its RunRecord (project, display_name, tags, run_group).
-      config: what W&B shows as the configuration.
-      history: a dictionary a step, in order.
+      run: the RunRecord (project, display_name, tags, run_group).
+      config: the configuration as W&B shows it.
+      history: one dictionary per step, in order.
       summary: the last value of each key.
-      artifacts: its ArtifactRecords of models, in order.
-      axes: the names of metrics' step axes, by metric.
-      folder: of the run.
+      artifacts: the ArtifactRecords of models, in order.
+      axes: the name of each metric's step axis.
+      folder: the folder of the run.
     """
 
     def __init__(self, below: pathlib.Path, name: str = "offline-run-*") -> None:

@@ -12,7 +12,7 @@ from tests.runs import ROOT, environment
 
 
 def test_work_is_counted_as_by_hand():
-    """Two for each product and its sum: output pixels x kernel pixels x channels in x out."""
+    """Two operations per product: output pixels x kernel pixels x input x output channels."""
     by_layer = [
         24 * 24 * 25 * 1 * 36,
         20 * 20 * 25 * 36 * 36,
@@ -52,7 +52,7 @@ def result(**seconds):
 def test_table_gives_medians_ranges_and_ratios_of_turns():
     text = benchmark.table(result(mnist_flax=[0.01, 0.02, 0.04], torch=[0.02, 0.02, 0.02]))
     assert "| step | 50 (25–100) | 50 (50–50) | 0 | 8% |" in text
-    # Turn by turn 2, 1 and 0.5, not the ratio of the medians of what was measured apart.
+    # The ratios in the three turns are 2, 1 and 0.5; the row gives their median and range.
     assert "| epoch | 1.00 (0.50–2.00) |" in text
     assert "2 GFLOP/s" in text and "9.0 s" in text and "median (range) of 3" in text
 

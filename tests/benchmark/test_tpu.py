@@ -1,7 +1,7 @@
-"""The compiler for TPUs. What it writes is known from an excerpt, and in full from a slow test.
+"""The compiler for TPUs: its text is read from an excerpt, and in full by a slow test.
 
-compiled_for_tpu.txt has lines of a training step for four chips of a v5e (jax 0.10.2, libtpu
-0.0.42.1), and one of a v6e's that the compiler gives no estimate (jax 0.12.0.1, libtpu 0.0.50.1).
+compiled_for_tpu.txt holds lines of a training step for four chips of a v5e (jax 0.10.2, libtpu
+0.0.42.1), and a line for a v6e that has no estimate (jax 0.12.0.1, libtpu 0.0.50.1).
 """
 
 import pathlib
@@ -28,7 +28,7 @@ SUM = "jit(_train_step)/transpose(jvp(SimpleCNN))/SimpleCNN._conv/conv1_2/reduce
 
 
 def test_the_compilers_text_is_read():
-    """Both gradients of a convolution are one operation; what has no estimate counts nothing."""
+    """Both gradients of a convolution count as one operation; one without an estimate as 0."""
     assert tpu_worker.read(EXCERPT.read_text()) == {
         "cycles": {CONVOLUTION: 405_045 + 579_072, SUM: 230_314},
         "collectives": {"all-reduce": 1},
@@ -49,7 +49,7 @@ def result(**changes):
 
 
 def test_the_report_by_hand():
-    """2,048 images in 1,214,431 cycles of 1.5 GHz."""
+    """A program processes 2,048 images in 1,214,431 cycles, at 1.5 GHz."""
     text = tpu.report([result(), result(kind="TPU v99", collectives={})])
     row = "| v5e:2x2 | step | 4 | 1 | 2,048 | 1,214,431 | {} | 59 | 64 | 1 | {} |"
     assert row.format("2,529,580", "1 all-reduce") in text
@@ -62,11 +62,11 @@ def test_the_report_by_hand():
 
 
 def test_what_a_run_compiles_is_lowered():
-    """A full step and the prediction, whatever batch comes last; nothing is compiled."""
+    """`Lowering` lowers the step of a full batch and the prediction, and compiles nothing."""
     config = tiny()
     trainer = tpu_worker.Lowering(config, jax_worker.noise(config, 100, 50))
     trainer.compile()
-    trainer._predictor.wait()  # the last, which a CPU does not wait for
+    trainer._predictor.wait()  # the last to be lowered; on a CPU, `compile` does not wait for it
     step, size = trainer.lowered["_train_step"]
     assert size == config.batch_size and "tensor<64x" in step.as_text()
     _, size = trainer.lowered["_predict"]
@@ -111,7 +111,7 @@ def test_the_others_are_compiled_after_a_crash(monkeypatch):
 
 @pytest.fixture(scope="module")
 def compile_for(tmp_path_factory):
-    """The command, of an environment of its own with libtpu."""
+    """Runs the command in a new virtual environment that has libtpu."""
     folder = tmp_path_factory.mktemp("tpu")
     for name in ("mnist_flax", "configs"):
         ignored = shutil.ignore_patterns("__pycache__")
@@ -138,7 +138,7 @@ def compile_for(tmp_path_factory):
 
 
 def rows(done):
-    """The table of programs: devices, hosts, images, cycles, images/s, memory, gathers."""
+    """Returns the table of programs: the numbers (devices to gathers), and the collectives."""
     assert done.returncode == 0, done.stderr
     cells = [line.split(" | ") for line in done.stdout.splitlines() if re.match(r"\| v\d", line)]
     numbers = {
@@ -157,8 +157,8 @@ def test_the_default_recipe_compiles_for_a_tpu(compile_for, dtype):
     ]
     assert (devices, hosts, images) == (4, 1, 2_048)
     assert 1e5 < cycles < 1e7 and speed == pytest.approx(2_048 * 1.5e9 / cycles, abs=1)
-    assert 47 <= arguments < 200 and temporaries < 16_000  # the data are 47 MB; a v5e has 16 GB
-    assert gathers == 2  # of the batch's images and of its labels, and none of single pixels
+    assert 47 <= arguments < 200 and temporaries < 16_000  # the data take 47 MB; a v5e has 16 GB
+    assert gathers == 2  # of the batch's images and labels, none of single pixels
     assert "all-reduce" in collectives["v5e:2x2", "step"]
     assert numbers["v5e:2x2", "evaluation"][:3] == [4, 1, 8_000]
 
@@ -193,7 +193,7 @@ def test_bad_input_is_one_line(compile_for, arguments, said):
 
 @pytest.mark.slow
 def test_what_does_not_fit_is_a_line(compile_for):
-    """60,000 images of 512 channels are 96 GB in float32; a v5e has 16 GB."""
+    """60,000 images with 512 channels take 96 GB in float32; a v5e has 16 GB."""
     wide = ("--config.model.channels=((512,),)", "--config.model.kernel_sizes=((1,),)")
     done = compile_for("--topology=v5e:1x1", "--config.batch_size=60000", *wide)
     assert (done.returncode, done.stdout) == (2, "") and "Traceback" not in done.stderr

@@ -3,12 +3,12 @@
 import pytest
 
 QUICK = "--config=configs/quick.py"
-BAD = "--config.batch_size=0"  # so that the command ends early, and shows that it was read
+BAD = "--config.batch_size=0"  # ends the command early, with an error that shows that it was read
 
 
 @pytest.fixture
 def say(fork_main):
-    """Runs main.py; returns the line that it ends with."""
+    """Runs main.py with bad arguments; returns the text of its error."""
 
     def say(*arguments: str) -> str:
         done = fork_main(*arguments)
@@ -42,7 +42,7 @@ def test_a_file_of_flags(say, tmp_path):
     outer.write_text(f"--flagfile={inner}\n")
     for argument in (f"--flagfile={outer}", f"--flagfile={inner}"):
         assert say(argument).startswith("config.batch_size=0 is not allowed")
-    # The last one counts, before and after the file.
+    # The last value counts, whether it comes from the file or not.
     assert say(f"--flagfile={inner}", "--config.batch_size=-1").startswith("config.batch_size=-1 ")
     assert say("--config.batch_size=-1", f"--flagfile={inner}").startswith("config.batch_size=0 ")
     assert say(f"--flagfile={inner}", "--config=none.py").startswith("--config=none.py: no such")

@@ -1,4 +1,4 @@
-"""What people supply, made bad by Hypothesis: no traceback, no hang, nothing overwritten."""
+"""Hypothesis damages everything that people supply: no traceback, no hang, nothing overwritten."""
 
 import contextlib
 import gzip
@@ -123,7 +123,7 @@ def test_idx_files(tmp_path, side, in_gzip, in_file):
 
 @pytest.fixture(scope="module")
 def used(tmp_path_factory):
-    """A workdir, its configuration, and the state that its checkpoints hold."""
+    """A used workdir, its configuration, and the state in its checkpoints."""
     config = default.get_config()
     config.model.channels, config.model.kernel_sizes = ((2,),), ((3,),)
     schedule = optimizer.create_schedule(config.optimizer, 2, 2)
@@ -149,7 +149,7 @@ JSON = st.recursive(
 
 @st.composite
 def _bad_workdirs(draw):
-    """What is done to which files: (kind, index of the file, damage or JSON)."""
+    """Draws damage to a workdir: a list of (kind, index of the file, damage or JSON)."""
     kinds = st.sampled_from(["damage", "damage", "remove", "config", "folder", "num_epochs"])
     return [
         (

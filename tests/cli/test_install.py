@@ -1,4 +1,4 @@
-"""The package as `pip install .` leaves it, used far from its repository."""
+"""The package as `pip install .` installs it, used outside its repository."""
 
 import pathlib
 import shutil
@@ -12,10 +12,10 @@ from tests.runs import ROOT, TINY, environment
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> pathlib.Path:
-    """The folder of an installation without its dependencies, which the tests have anyway."""
+    """The folder of an installation without dependencies, which the tests' environment has."""
     folder = tmp_path_factory.mktemp("installed")
     source, target = folder / "source", folder / "target"
-    # A copy, since building leaves files behind.
+    # Install from a copy, because building leaves files behind.
     for name in ("mnist_flax", "configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE", "main.py"):
@@ -30,7 +30,7 @@ def installed(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def run(installed, tmp_path):
-    """Runs Python with the installed package from an empty folder."""
+    """Runs Python with the installed package, in an empty folder."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
         return subprocess.run(

@@ -1,4 +1,4 @@
-"""The real command, whose output goes away: it trains on, and its files have everything."""
+"""The real command loses its output: it keeps training, and its files are complete."""
 
 import os
 import pty
@@ -10,7 +10,7 @@ import pytest
 from tests.runs import ROOT, TINY, assert_same_run, environment, records, summary
 from tests.wandb_log import OfflineRun
 
-# Runs a command whose terminal is its own, as a shell does.
+# Runs a command that has a controlling terminal, as a shell does.
 IN_TERMINAL = """
 import fcntl, os, sys, termios
 os.setsid()
@@ -28,7 +28,7 @@ def start(*arguments, **streams):
 
 
 def test_a_reader_that_has_seen_enough(tmp_path, finished):
-    """As in `python main.py | head -2`."""
+    """The reader is closed after two lines, as in `python main.py | head -2`."""
     arguments = ("main.py", *TINY, f"--workdir={tmp_path}/run")
     with open(tmp_path / "err", "w") as err:
         run = start(*arguments, stdout=subprocess.PIPE, stderr=err)
@@ -41,7 +41,7 @@ def test_a_reader_that_has_seen_enough(tmp_path, finished):
 
 
 def test_a_full_disk_under_standard_output(tmp_path, finished):
-    """Its lines continue on standard error, below the reason."""
+    """The output moves to standard error, after a line that gives the reason."""
     arguments = ("main.py", *TINY, f"--workdir={tmp_path}/run")
     with open("/dev/full", "w") as full:
         run = start(*arguments, stdout=full, stderr=subprocess.PIPE)
@@ -54,7 +54,7 @@ def test_a_full_disk_under_standard_output(tmp_path, finished):
 
 
 def test_closed_streams(tmp_path, finished):
-    """No file of the run may get the number of one, and what is printed."""
+    """No file of the run may get the number of a closed stream, and with it the output."""
     arguments = ("main.py", *TINY, f"--workdir={tmp_path}/run")
     command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, *arguments]
     assert subprocess.run(command, cwd=ROOT, env=environment(), timeout=300).returncode == 0
@@ -62,7 +62,7 @@ def test_closed_streams(tmp_path, finished):
 
 
 def test_a_terminal_that_goes_away(tmp_path, finished):
-    """The run and W&B's service get SIGHUP, and EIO for what they print."""
+    """The run and W&B's service get SIGHUP, and printing fails with EIO."""
     main, terminal = pty.openpty()
     arguments = (*TINY, f"--workdir={tmp_path}/run", "--config.wandb.mode=offline")
     run = start(

@@ -1,4 +1,4 @@
-"""The real command on machines that lack something: locks, devices, memory, settings that fit."""
+"""The real command on machines that lack something: locks, devices, memory, valid settings."""
 
 import errno
 import pathlib
@@ -15,7 +15,7 @@ ONE_EPOCH = (*TINY, "--config.num_epochs=1")
 
 @pytest.fixture
 def stub(tmp_path):
-    """Returns the environment of a Python that first runs some code, as a stand-in."""
+    """Returns an environment in which Python first runs some code, to replace functions."""
 
     def stub(code: str) -> dict[str, str]:
         (tmp_path / "sitecustomize.py").write_text(code)
@@ -37,7 +37,7 @@ def run_study():
 
 
 def assert_refused(done, *words: str) -> None:
-    """Asserts that a command ended with one line that has the words, and status 2."""
+    """Asserts that a command ended with status 2 and one line that contains the words."""
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
     for word in words:
@@ -46,7 +46,7 @@ def assert_refused(done, *words: str) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_or_syncing(run_main, stub, finished, tmp_path, number):
-    """As Lustre, some NFS and some mounted buckets are."""
+    """Lustre, some NFS and some mounted buckets are such file systems."""
     refuse = f"""
 import fcntl, os
 def refuse(*_):
@@ -72,7 +72,7 @@ def test_a_bucket_is_no_folder(fork_main, tmp_path, url):
 
 
 def test_what_results_do_not_depend_on_may_change(run_main, finished, tmp_path):
-    """Another project, folder for downloads and number of checkpoints, and an older config.json."""
+    """The W&B project, the folder for downloads, `keep`, and the fields in an old config.json."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     shutil.copytree(finished, run)
     older = (run / "config.json").read_text()
@@ -86,7 +86,7 @@ def test_what_results_do_not_depend_on_may_change(run_main, finished, tmp_path):
     done = run_main(*longer, f"--workdir={whole}")
     assert records(run) == records(whole)
     assert summary(run)["num_test_errors"] == summary(whole)["num_test_errors"]
-    # A new field at another value than its default is another run.
+    # With a new field at another value than its default, it is a different run.
     (run / "config.json").write_text(lacking)
     done = run_main(*longer, "--config.label_smoothing=0.1", f"--workdir={run}")
     assert_refused(done, "config.label_smoothing=0.0 (now 0.1)")
@@ -135,7 +135,7 @@ def test_bars_as_tqdm_is_told_to_draw_them(run_main):
 
 
 def test_more_memory_than_there_is(run_main, tmp_path):
-    """219 GB, which are noticed as soon as the step is compiled."""
+    """A run that needs 219 GB is refused as soon as its step is compiled."""
     others = [argument for argument in ONE_EPOCH if "channels" not in argument]
     wide = ["--config.batch_size=4000", "--config.model.channels=((4096,),(8,))"]
     done = run_main(*others, *wide, f"--workdir={tmp_path}/run")

@@ -26,7 +26,7 @@ def read_metrics(workdir):
 
 @pytest.fixture(scope="module")
 def quick_run(run_main, tmp_path_factory):
-    """`quick` where no host can be reached: falls back on the sample."""
+    """A run of `quick` that can reach no host and therefore uses the sample."""
     workdir = tmp_path_factory.mktemp("quick") / "run"
     home = tmp_path_factory.mktemp("home")
     done = run_main(
@@ -91,7 +91,8 @@ class TestQuick:
         assert summary["train_seconds"] == pytest.approx(sum(r["seconds"] for r in metrics))
         assert summary["devices"] == ["cpu"]
         assert {"jax", "flax", "optax", "python"} <= set(summary["versions"])
-        # 8 + 8, 16 + 32 and 64 channels, by hand: convolutions and their biases, two a norm.
+        # 8 + 8, 16 + 32 and 64 channels: convolutions with biases, and two parameters per channel
+        # of each norm.
         convolutions = [(25, 1, 8), (25, 8, 8), (4, 8, 8), (9, 8, 16), (9, 16, 32), (4, 32, 32)]
         convolutions += [(1, 32, 64), (1, 64, 10)]
         by_hand = sum(area * i * o + o for area, i, o in convolutions) + 2 * (8 + 8 + 16 + 32 + 64)
@@ -226,7 +227,7 @@ def test_a_damaged_file_is_one_line_and_leaves_nothing(fork_main, mnist_dir, tmp
 
 
 def test_a_fork_answers_as_a_process_does(run_main, fork_main, tmp_path):
-    """Which the tests of bad input rely on."""
+    """`fork_main` answers as the real command does; the tests of bad input rely on it."""
     for arguments in (["--help"], ["--config.model.norm=instance"], ["--workdir=/dev/null/run"]):
         real, fork = run_main(*arguments, cwd=tmp_path), fork_main(*arguments, cwd=tmp_path)
         for field in ("returncode", "stdout", "stderr"):
@@ -244,7 +245,7 @@ def test_help(fork_main):
 def test_importing_writes_and_downloads_nothing(tmp_path):
     paths = [path.relative_to(ROOT) for path in (ROOT / "mnist_flax").rglob("*.py")]
     modules = {".".join(path.with_suffix("").parts) for path in paths if path.stem[0] != "_"}
-    modules = sorted(modules - {"mnist_flax.benchmark.torch_worker"})  # PyTorch is no requirement
+    modules = sorted(modules - {"mnist_flax.benchmark.torch_worker"})  # PyTorch is optional
     script = (
         "import socket, importlib\n"
         "def refuse(*_): raise AssertionError('network')\n"

@@ -1,4 +1,4 @@
-"""Runs in IPython, whose session has to survive them."""
+"""Runs in IPython; its session must survive them."""
 
 import subprocess
 import sys

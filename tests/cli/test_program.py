@@ -1,4 +1,4 @@
-"""How commands end while threads are inside JAX, which Python's own clean-up would abort."""
+"""How commands end while threads are inside JAX; Python's own clean-up would abort there."""
 
 import signal
 import subprocess
@@ -44,7 +44,7 @@ program.run(main)
     ],
 )
 def test_a_command_ends_beside_threads_that_compute(end, status, said):
-    """With its status, with all that it printed, and after what others do at the exit."""
+    """It keeps its status and its output, and runs all exit handlers first."""
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", SCRIPT.format(end=end)],
         cwd=ROOT,
