@@ -12,9 +12,9 @@ from mnist_flax.errors import UserError
 
 
 def scipy_affine(image, angle, translation, scale, order):
-    """The same map through SciPy: output offset o reads input offset M^-1 (o - t)."""
+    """Applies the same map with SciPy: output offset o reads input offset M^-1 (o - t)."""
     cos, sin = math.cos(angle), math.sin(angle)
-    # A turn counter-clockwise as seen, where rows grow downwards, then the scaling.
+    # A turn that looks counter-clockwise, with rows growing downwards, followed by the scaling.
     forward = scale * np.array([[cos, -sin], [sin, cos]])
     inverse = np.linalg.inv(forward)
     centre = (np.array(image.shape) - 1) / 2
@@ -25,7 +25,7 @@ def scipy_affine(image, angle, translation, scale, order):
 
 
 def random_images(shape):
-    # Noise up to the border: every pixel differs from its neighbours, so none can be confused.
+    # Noise up to the border: pixels differ from their neighbours, so a wrong one is noticed.
     return np.random.default_rng(0).integers(0, 256, (*shape, 1)).astype(np.uint8)
 
 
@@ -53,15 +53,15 @@ def test_agrees_with_scipy(shape, interpolation):
         ]
     )
     if interpolation == "bilinear":
-        # float32 coordinates against float64's: 1e-5 pixel times a step of up to 255.
+        # Coordinates in float32 and float64 differ by 1e-5 pixel; neighbours differ by up to 255.
         np.testing.assert_allclose(ours[..., 0], theirs, atol=0.02)
     else:
-        # A point within rounding of the middle between two pixels may go either way.
+        # At a point midway between two pixels, rounding decides which one is read.
         assert np.mean(ours[..., 0] != theirs) < 1e-4
 
 
 def test_a_quarter_turn_by_hand():
-    """A turn to the left takes the upper right corner to the upper left."""
+    """A quarter turn to the left moves the upper right corner to the upper left."""
     image = np.zeros((1, 3, 3, 1), np.uint8)
     image[0, 0, 2] = 9
     for interpolation in ("nearest", "bilinear"):
@@ -104,7 +104,7 @@ def test_parameters_are_distributed_as_stated():
         assert stats.kstest(np.asarray(values), distribution.cdf).pvalue > 1e-3
         low, high = distribution.support()
         assert low - 1e-6 <= values.min() and values.max() <= high + 1e-6
-    # Uniform in +-4.2 pixels and rounded: -4 to 4, the ends 0.7 wide instead of 1.
+    # A shift uniform in +-4.2 pixels, rounded, is -4 to 4; the ends come from 0.7 pixels, not 1.
     shares = np.array([0.7, 1, 1, 1, 1, 1, 1, 1, 0.7]) / 8.4
     for axis in (0, 1):
         counts = [np.sum(np.asarray(drawn.translation[:, axis]) == t) for t in range(-4, 5)]
@@ -112,7 +112,7 @@ def test_parameters_are_distributed_as_stated():
         assert stats.chisquare(counts, shares * n).pvalue > 1e-3
     together = np.column_stack([drawn.angle, drawn.translation, drawn.scale])
     correlation = np.corrcoef(together.T)
-    assert np.abs(correlation - np.eye(4)).max() < 0.02  # 6 standard errors
+    assert np.abs(correlation - np.eye(4)).max() < 0.02  # six standard errors
 
 
 def test_each_image_has_its_own_map():
@@ -130,7 +130,7 @@ def test_disabled():
 
 
 def test_views_are_gentler_maps():
-    """At a fifth of the ranges, 3 degrees and 4 %; the pictures are SciPy's of the same maps."""
+    """A fifth of the ranges is 3 degrees and 4 %; the pictures agree with SciPy's."""
     config = default.get_config()
     config.augment.translation = 0.0
     config.evaluation.update(num_views=4, strength=0.2)
@@ -154,7 +154,7 @@ def test_views_count_the_ranges_of_augmentation_that_is_off():
     config.augment.enabled = False
     off = augment.sample_views(key, 28, config)
     jax.tree.map(np.testing.assert_array_equal, on, off)
-    assert np.abs(on.translation).max() <= 2  # of 0.15 * 28 pixels, the half, rounded
+    assert np.abs(on.translation).max() <= 2  # half of 0.15 * 28 pixels, rounded
 
 
 def test_views_without_strength_are_the_image():

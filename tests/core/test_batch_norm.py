@@ -1,4 +1,4 @@
-"""The model's batch normalisation against the formulas of PyTorch's, in float64."""
+"""The model's batch normalisation agrees with PyTorch's formulas, computed in float64."""
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ _ROUNDING = np.finfo(np.float32).eps
 
 
 class Norm(SimpleCNN):
-    """The normalisation of a `SimpleCNN`, without the network around it."""
+    """Only the normalisation of a `SimpleCNN`, without the network around it."""
 
     @nn.compact
     def __call__(self, x, train):
@@ -24,14 +24,14 @@ def create_norm(dtype=jnp.float32):
 
 
 def plain(x, scale, bias):
-    """The definition, differentiated by JAX."""
+    """The definition of batch normalisation, for JAX to differentiate."""
     axes = tuple(range(x.ndim - 1))
     mean = jnp.mean(x, axes)
     var = jnp.mean(jnp.square(x - mean), axes)
     return scale * (x - mean) / jnp.sqrt(var + 1e-5) + bias
 
 
-# One image, a batch that nothing divides, and no height or width.
+# A single image, a batch of prime size, and inputs without height and width.
 @pytest.mark.parametrize("shape", [(1, 6, 5, 3), (7, 4, 4, 3), (32, 3)])
 @pytest.mark.parametrize("offset", [0.0, 20.0])
 def test_value_gradients_and_statistics_are_those_of_the_definition(shape, offset):
@@ -58,14 +58,14 @@ def test_value_gradients_and_statistics_are_those_of_the_definition(shape, offse
         exact = [jnp.asarray(np.asarray(a), jnp.float64) for a in (x, scale, bias)]
         (_, exact_y), exact_gradients = jax.value_and_grad(theirs, (0, 1, 2), has_aux=True)(*exact)
     channels = np.asarray(x, np.float64).reshape(-1, 3)
-    # The variance is E[x^2] - E[x]^2 of float32s: what the mean's square is larger than it costs
-    # digits. A few dozen roundings, of sums and of products.
+    # The variance is computed as E[x^2] - E[x]^2 in float32, which loses digits if the mean is
+    # large. Allow for a few dozen roundings of sums and products.
     tolerance = 64 * _ROUNDING * (1 + (offset / 2) ** 2)
     for mine, exact in zip((y, *gradients), (exact_y, *exact_gradients), strict=True):
         np.testing.assert_allclose(mine, exact, rtol=0, atol=tolerance * np.abs(exact).max())
     mean = 0.9 * before["mean"] + 0.1 * channels.mean(axis=0)
     np.testing.assert_allclose(new["mean"], mean, rtol=tolerance, atol=tolerance)
-    # PyTorch's running variance takes the unbiased n / (n - 1) times as much of the batch.
+    # PyTorch updates its running variance with the unbiased one: n / (n - 1) times the batch's.
     n = len(channels)
     of_pytorch = 0.9 * before["var"] + 0.1 * channels.var(axis=0, ddof=1)
     converted = 0.9 * before["var"] + (of_pytorch - 0.9 * before["var"]) * (n - 1) / n
@@ -87,7 +87,7 @@ def test_evaluation_takes_the_running_statistics():
 
 @pytest.mark.parametrize("value", [0.0, 1e4])
 def test_images_of_one_colour_stay_finite(value):
-    """Their variance is 0, and rounding must not make it less."""
+    """Their variance is 0, and rounding must not make it negative."""
     x = jnp.full((8, 4, 4, 3), value).at[0, 0, 0].add(value * 1e-6)
     layer = create_norm()
     variables = layer.init(jax.random.key(0), x, train=True)
@@ -117,7 +117,7 @@ def test_bfloat16_is_normalised_with_float32_statistics():
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_there_is_no_loop(platform):
-    """Sums over a batch are a few reductions, which XLA can spread and fuse."""
+    """The sums over a batch are a few reductions, which XLA can distribute and fuse."""
     layer, x = create_norm(), jnp.ones((8, 4, 4, 3))
     variables = layer.init(jax.random.key(0), x, train=True)
 

@@ -43,7 +43,7 @@ class TestSample:
 def test_mnist(mnist_dir, closed_network):
     mnist = data.load(dataset_config(manual_dir=str(mnist_dir), validation_size=100), 0)
     assert (mnist.name, mnist.source, mnist.title) == ("mnist", "tfds", "MNIST")
-    # Of all training images; the constants that every MNIST tutorial quotes.
+    # These come from all training images; every MNIST tutorial quotes them.
     assert (mnist.mean, mnist.std) == (0.1307, 0.3081)
     assert mnist.description == (
         "Data: MNIST, 59,900 training and 10,000 test images, 100 set aside"
@@ -52,7 +52,7 @@ def test_mnist(mnist_dir, closed_network):
 
 @pytest.mark.parametrize("source", ["auto", "tfds"])
 def test_a_damaged_file_is_named(mnist_dir, tmp_path, source):
-    """The sample is no way out for somebody who has the files."""
+    """The sample must not silently replace files that the user has."""
     for path in mnist_dir.glob("*.gz"):
         (tmp_path / path.name).symlink_to(path)
     labels = tmp_path / "train-labels-idx1-ubyte.gz"
@@ -117,7 +117,7 @@ class TestValidation:
         assert f", {size} set aside " in dataset.description
 
     def test_must_leave_images_of_the_sample(self, tmp_path, closed_network):
-        """Too many only once the run has fallen back on the sample."""
+        """The size is too large only after the run has fallen back on the sample."""
         config = dataset_config(validation_size=4_000, data_dir=str(tmp_path))
         with pytest.raises(UserError, match=r"validation_size=4000 .* below the 4,000 training"):
             data.load(config, 0)
@@ -126,7 +126,7 @@ class TestValidation:
         labels = np.repeat([0, 1, 2], [600, 300, 100]).astype(np.int32)
         images = np.arange(1_000).reshape(-1, 1, 1, 1)
         left, held_out = data.split_validation(data.Split(images, labels), 105, seed=3)
-        assert np.bincount(held_out.labels).tolist() == [63, 32, 10]  # of 63, 31.5 and 10.5
+        assert np.bincount(held_out.labels).tolist() == [63, 32, 10]  # from 63, 31.5 and 10.5
         for split in (left, held_out):
             np.testing.assert_array_equal(split.labels, labels[split.images.ravel()])
 

@@ -6,7 +6,7 @@ from mnist_flax.run.summary import class_accuracies
 
 
 def test_counts_by_hand():
-    """Four images, three classes; the logits are logs of probabilities that sum to one."""
+    """There are four images and three classes; the logits are shifted log-probabilities."""
     probabilities = np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.7, 0.2, 0.1], [0.2, 0.3, 0.5]])
     labels = np.array([0, 1, 1, 2])
     result = evaluate.evaluate(np.log(probabilities) + 3, labels)

@@ -25,7 +25,7 @@ COMBINATIONS = list(itertools.product(*FACTORS.values()))
 
 
 def covering_pairs():
-    """Combinations, chosen greedily, in which every two values of two factors meet."""
+    """Chooses combinations greedily until every two values of two factors occur together."""
 
     def pairs(combination):
         return set(itertools.combinations(enumerate(combination), 2))
@@ -44,7 +44,7 @@ def with_factors(config, combination):
 
 
 def train_and_evaluate(config, combination):
-    """Four steps and a prediction, as one program, which compiles sooner than three."""
+    """Runs four steps and a prediction as one program, which compiles faster than three."""
     config = with_factors(config, combination)
     dataset = small_dataset(config, 200, num_test=50)
     options = {"config": config, "normalize": normalize}
@@ -81,7 +81,7 @@ def test_all_combinations_train_and_evaluate(tiny_config, combination):
 
 @functools.cache
 def shapes_of_variables(norm, downsample, padding):
-    """At the original's size; neither the norm's position nor the type changes them."""
+    """Returns shapes at the original's size; the norm's position and the type don't change them."""
     config = with_factors(default.get_config(), (norm, "before", downsample, padding, "float32"))
     init = functools.partial(create_model(config.model, 10).init, train=False)
     images = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
@@ -90,10 +90,10 @@ def shapes_of_variables(norm, downsample, padding):
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids="-".join)
 def test_all_combinations_have_gradients(combination, monkeypatch):
-    """Shapes and types only, at the original's size."""
+    """The gradients are traced, not computed, at the original's size."""
     norm, _, downsample, padding, _ = combination
     if norm != "none":
-        # The convolution for CPUs takes long to trace. Without a norm it is traced in all forms.
+        # Tracing the convolution for CPUs is slow. The combinations without a norm cover it.
         monkeypatch.setattr(conv, "conv_general_dilated", jax.lax.conv_general_dilated)
     network = create_model(with_factors(default.get_config(), combination).model, 10)
     variables = shapes_of_variables(norm, downsample, padding)
@@ -112,7 +112,7 @@ def test_all_combinations_have_gradients(combination, monkeypatch):
 
 
 def test_feature_maps_of_the_original():
-    """28 -> 24 -> 20 -> 10 -> 8 -> 6 -> 3, as DESIGN's table of the PyTorch original has it."""
+    """The sides are 28 -> 24 -> 20 -> 10 -> 8 -> 6 -> 3, as in the PyTorch original."""
     network = create_model(default.get_config().model, 10)
     images = jnp.zeros((1, 28, 28, 1))
     _, state = jax.eval_shape(
@@ -150,7 +150,7 @@ def test_bfloat16_computes_in_bfloat16():
 
 
 def test_evaluation_ignores_the_batch(tiny_config):
-    """Outside training an image's logits do not depend on its neighbours."""
+    """Outside training, an image's logits do not depend on the other images of its batch."""
     network = create_model(tiny_config.model, 10)
     images = jax.random.normal(jax.random.key(1), (5, 28, 28, 1))
     variables = network.init(jax.random.key(0), images, train=False)
@@ -169,7 +169,7 @@ def test_evaluation_ignores_the_batch(tiny_config):
     ],
 )
 def test_an_unknown_choice_is_refused(field, allowed):
-    """By the model itself, whoever builds it."""
+    """The model itself refuses it, even if nothing else has checked the configuration."""
     assert set(FACTORS[field]) == set(allowed.split(", "))
     with pytest.raises(UserError) as error:
         SimpleCNN(10, ((4,),), ((3,),), **{field: "btach"})
@@ -198,7 +198,7 @@ def test_blocks_that_do_not_fit_together_are_refused(channels, kernel_sizes, opt
     ("side", "kernel_sizes", "padding", "says"),
     [
         (28, ((5, 5), (3, 3), (1,)), "VALID", None),
-        # 28 -> 24 -> 20 -> 10 -> 8 -> 6 -> 3, and a pixel more or less.
+        # 28 -> 24 -> 20 -> 10 -> 8 -> 6 -> 3: kernels that just fit, and one that is too large.
         (28, ((5, 5), (3, 3), (3,)), "VALID", None),
         (28, ((5, 5), (3, 3), (4,)), "VALID", "4x4 of block 3 meets 3x3"),
         (28, ((5, 5), (3, 8), (1,)), "VALID", "2x2 or more at the end of block 2"),
@@ -209,7 +209,7 @@ def test_blocks_that_do_not_fit_together_are_refused(channels, kernel_sizes, opt
     ],
 )
 def test_kernels_have_to_fit_the_images(side, kernel_sizes, padding, says):
-    """As `check_side` has it, and as the network itself computes."""
+    """`check_side` accepts exactly the kernels with which the network itself can be built."""
     channels = tuple((4,) * len(kernels) for kernels in kernel_sizes)
     network = SimpleCNN(10, channels, kernel_sizes, padding=padding)
     images = jax.ShapeDtypeStruct((1, side, side, 1), jnp.float32)

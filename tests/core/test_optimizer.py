@@ -19,7 +19,7 @@ def test_schedule_is_a_staircase_by_epochs():
 
 @pytest.mark.parametrize("steps_per_epoch", [1, 7, 41, 55, 61, 235, 1875])
 def test_every_epoch_begins_on_its_step(steps_per_epoch):
-    """Compiled, as in training, where a rounded quotient would be late."""
+    """It is compiled, as in training; a rounded quotient could start an epoch one step late."""
     config = default.get_config().optimizer
     config.learning_rate_decay = 0.5
     schedule = jax.jit(create_schedule(config, steps_per_epoch, 20))
@@ -38,7 +38,7 @@ def test_a_decay_of_one_is_constant():
 
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_schedules_end_at_zero(kind):
-    """Against optax's, over 3 epochs of 10 steps."""
+    """They agree with optax's schedules over 3 epochs of 10 steps."""
     config = default.get_config().optimizer
     config.schedule = kind
     theirs = (
@@ -52,7 +52,7 @@ def test_schedules_end_at_zero(kind):
 
 
 def test_warmup_by_hand():
-    """A fifth of 20 steps up to the rate, and then a line down to 0 over the other 16."""
+    """The rate rises during a fifth of 20 steps, then falls linearly to 0 over the other 16."""
     config = default.get_config().optimizer
     config.update(schedule="linear", learning_rate=1.0, warmup=0.2)
     schedule = create_schedule(config, 10, 2)
@@ -81,7 +81,7 @@ def test_an_unknown_schedule_is_refused():
 
 @pytest.mark.parametrize("decoupled", [False, True], ids=["Adam", "AdamW"])
 def test_the_first_step_by_hand(decoupled):
-    """Adam divides the first gradient by its own size; weight decay comes before that or after."""
+    """Adam divides the first gradient by its size; weight decay is added before or after that."""
     config = default.get_config().optimizer
     config.update(weight_decay=0.5, eps=0.25, decoupled=decoupled)
     params, gradient = jnp.array([2.0, -1.0]), jnp.array([0.5, 0.75])
@@ -92,5 +92,5 @@ def test_the_first_step_by_hand(decoupled):
     else:
         total = gradient + 0.5 * params
         expected = -0.1 * total / (jnp.abs(total) + 0.25)
-    # 1 - b2, by which the second moment is divided, keeps four of float32's seven digits.
+    # The second moment is divided by 1 - b2, which keeps only four of float32's seven digits.
     np.testing.assert_allclose(updates, expected, rtol=2e-4)

@@ -18,7 +18,7 @@ def test_shuffle_is_a_new_permutation_every_epoch():
 
 
 def test_augmentation_differs_between_steps(tiny_config):
-    """With one image for a training set, only augmentation can change what a step sees."""
+    """With a single training image, only augmentation can change what a step sees."""
     images = jnp.asarray(data.load(tiny_config.dataset, 0).train.images[:1])
     seen = []
 
@@ -36,7 +36,7 @@ def test_augmentation_differs_between_steps(tiny_config):
 
 
 def lowered_for(*platforms, dtype="float32"):
-    """The step of the default recipe as text, lowered from whatever machine this is."""
+    """Returns the text of the default recipe's step, lowered for platforms of any machine."""
     config = default.get_config()
     config.model.dtype = dtype
     state = jax.eval_shape(lambda: create_state(config))
@@ -59,15 +59,15 @@ def test_the_step_lowers_for_every_platform(dtype):
 
 
 def test_a_tpu_convolves_by_xla_and_gathers_nothing():
-    """The 8 layers have a gradient by their kernel each, and all but the first by their input."""
+    """Each of the 8 layers has a gradient of its kernel; all but the first also of their input."""
     text = lowered_for("tpu")
     assert text.count("stablehlo.convolution") == 8 + 8 + 7
-    assert text.count("stablehlo.dot_general") == 2  # of the augmentation: by row and by column
+    assert text.count("stablehlo.dot_general") == 2  # in the augmentation: for rows and for columns
     assert "stablehlo.gather" not in text
 
 
 def test_the_loss_is_that_of_smoothed_labels(tiny_config):
-    """In float64: 0.2 of each target is spread over all ten classes."""
+    """In float64, 0.2 of each target is spread evenly over all ten classes."""
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(0, 3, (5, 10)), np.array([3, 0, 9, 3, 1])
     log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -89,7 +89,7 @@ def test_the_loss_is_that_of_smoothed_labels(tiny_config):
 
 
 def test_the_average_is_that_of_the_steps_variables(tiny_config):
-    """Against the recurrence in the open: average += (1 - decay) (variables - average)."""
+    """It agrees with the recurrence, written out: average += (1 - decay) (variables - average)."""
     tiny_config.optimizer.ema_decay = 0.2
     split = data.load(tiny_config.dataset, 0).train
     state = create_state(tiny_config)
@@ -118,7 +118,7 @@ def test_the_average_is_that_of_the_steps_variables(tiny_config):
 
 
 class TestPredict:
-    """Of a stand-in for a network, whose two logits are an image's mean and its brightest pixel."""
+    """Predicts with a fake network whose two logits are an image's mean and its brightest pixel."""
 
     @pytest.fixture
     def config(self):
@@ -145,7 +145,7 @@ class TestPredict:
         return step.predict(state, images, config=config, normalize=lambda pixels: pixels / 50)
 
     def test_views_count_by_their_probabilities(self, state, images, config):
-        """The mean of the probabilities, whatever the logits' size; every image has the views."""
+        """Probabilities are averaged, not logits; every image has the same views."""
         maps = augment.sample_views(state.key, 28, config)
         views = [images]
         for index in range(2):
@@ -177,7 +177,7 @@ class TestPredict:
 
 
 def test_what_is_evaluated_is_the_average_where_there_is_one(tiny_config):
-    """Other weights for training than for evaluation: `predict` takes the latter."""
+    """If there is an average, `predict` uses it instead of the trained weights."""
     tiny_config.optimizer.ema_decay = 0.5
     images = data.load(tiny_config.dataset, 0).test.images[:3]
     state = create_state(tiny_config)

@@ -1,4 +1,4 @@
-"""Every draw of a run against JAX's own functions, written out: a seed means the same for ever."""
+"""Every draw of a run agrees with JAX's functions, written out: a seed keeps its meaning."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ fold_in = jax.random.fold_in
 
 
 def test_the_numbers_of_the_streams_stay():
-    """They are part of what a seed means, so a checkpoint of before resumes with the same draws."""
+    """A seed's meaning depends on them: an older checkpoint must resume with the same draws."""
     assert {stream.name: stream.value for stream in Stream} == {
         "SHUFFLE": 0,
         "AUGMENT": 1,
@@ -48,7 +48,7 @@ def test_the_parameters_and_the_key_of_a_run(tiny_config):
 
 
 def test_the_maps_of_a_step(tiny_config):
-    """What the network is given in two steps, against the maps of the run's key and the step."""
+    """The inputs of two steps use the maps that follow from the run's key and the step."""
     state = create_state(tiny_config)
     key = jax.device_get(jax.random.key_data(state.key))
     images = data.load(tiny_config.dataset, 0).train.images[:5]
@@ -68,7 +68,7 @@ def test_the_maps_of_a_step(tiny_config):
     for count in range(2):
         of_step = fold_in(fold_in(jax.random.wrap_key_data(key), 1), count)
         maps = augment.sample_params(of_step, 5, 28, tiny_config.augment)
-        # Of two compilations, a point in the middle between two pixels may go either way.
+        # Midway between two pixels, two compiled programs may read different ones.
         theirs = augment.affine(images, maps, "nearest")
         assert np.mean(seen[count] != np.asarray(theirs)) < 1e-3
     assert np.mean(seen[0] != seen[1]) > 0.05
@@ -96,7 +96,7 @@ def test_the_views_of_evaluation():
 
 
 def test_the_images_that_are_set_aside():
-    """Of classes of equal size, the first of each in the order of the stream."""
+    """With classes of equal size, the first images of each class in the stream's order are."""
     labels = np.tile(np.arange(4), 25).astype(np.int32)
     images = np.arange(100).reshape(-1, 1, 1, 1)
     left, held_out = data.split_validation(data.Split(images, labels), 12, seed=9)

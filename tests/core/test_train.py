@@ -18,7 +18,7 @@ def test_a_loss_that_diverges_stops_the_run(small_data, tiny_config, tmp_path):
 def test_a_statistic_that_is_not_finite_is_not_saved(
     small_data, tiny_config, tmp_path, monkeypatch
 ):
-    """An infinite variance leaves the loss finite: the channel is 0."""
+    """An infinite variance leaves the loss finite, because the channel becomes 0."""
     train_epoch = Trainer.train_epoch
 
     def poisoned(self, state, epoch, on_step):
@@ -37,7 +37,7 @@ def test_a_statistic_that_is_not_finite_is_not_saved(
 
 
 def test_a_run_on_other_data_is_refused_untouched(small_data, tiny_config, tmp_path, monkeypatch):
-    """As where the download fails that succeeded before, and the sample takes its place."""
+    """This happens if a download fails that succeeded before, and the sample takes its place."""
     workdir = tmp_path / "run"
     train.run(tiny_config, str(workdir))
     before = files(workdir)

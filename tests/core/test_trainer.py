@@ -32,7 +32,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def dataset(config):
-    """Of batches and of splits that the sizes of the programs do not divide."""
+    """A data set whose splits are not multiples of the compiled programs' batch sizes."""
     dataset = small_dataset(config, NUM_IMAGES + NUM_HELD_OUT, num_test=130)
     train, validation = data.split_validation(dataset.train, NUM_HELD_OUT, seed=0)
     return dataset._replace(train=train, validation=validation)
@@ -52,10 +52,10 @@ def test_batches_hold_every_image_once(trainer):
 
 
 def test_an_epoch_is_plain_steps_over_the_shuffled_images(tiny_config):
-    """The compiled epoch against the same in the open: slices, optax, no step function of ours."""
+    """The epoch agrees with the same steps written out with slices and optax, without our step."""
     tiny_config.augment.enabled = False
     tiny_config.batch_size = 32
-    # Adam divides a gradient by its own size; without this it would magnify rounding to a step.
+    # Adam divides a gradient by its size; a large eps keeps it from magnifying rounding errors.
     tiny_config.optimizer.eps = 0.1
     dataset = small_dataset(tiny_config, 80)
     trainer = Trainer(tiny_config, dataset)
@@ -97,7 +97,7 @@ def test_an_epoch_is_plain_steps_over_the_shuffled_images(tiny_config):
 
 
 def test_the_host_hears_of_every_step_and_waits_for_a_few(trainer):
-    """The waits come with a loss and an accuracy, those of the steps at which they come."""
+    """Calls of `on_step` that waited have the loss and accuracy of their step; the others None."""
     calls = []
     _, metrics, seconds = trainer.train_epoch(
         trainer.create_state(0), 1, lambda *args: calls.append(args)
@@ -121,7 +121,7 @@ def test_who_hears_of_a_step_may_stop_the_epoch(trainer):
 
 
 def test_waiting_for_a_program_counts_as_compiling(trainer, monkeypatch):
-    """And not as training."""
+    """The time counts as compiling and not as training."""
     last_step = trainer._steps[7].wait()
 
     class Late(concurrent.futures.Future):
@@ -181,7 +181,7 @@ def test_validation_images_are_evaluated_and_not_trained_on(trainer, dataset):
 
 
 def test_every_image_is_predicted_in_its_place(trainer, dataset, config):
-    """Against the network alone; the last batch of a split is filled up, and cut off again."""
+    """The logits are those of the bare network; the padding of a last batch is cut off again."""
     state = trainer.create_state(3)
     network = create_model(config.model, 10)
     for name, split in dataset.eval_splits.items():
@@ -215,7 +215,7 @@ def test_a_trainer_takes_data_that_are_on_the_devices(config, dataset):
 
 
 def test_a_record_by_hand(trainer):
-    """Every image counts alike: the last batch, of 7 images, less than the others, of 16."""
+    """Every image counts alike, so the last batch of 7 images counts less than those of 16."""
     loss, accuracy = np.zeros(21, np.float32), np.ones(21, np.float32)
     loss[-1], accuracy[-1] = 327, 0
     logits = np.log([[0.75, 0.25], [0.5, 0.5]])
@@ -235,11 +235,12 @@ def test_a_record_by_hand(trainer):
 
 
 def check_loss_curve(config, num_images, monkeypatch):
-    """50 steps with the fast convolution and with `nn.Conv`'s own, from the same seed.
+    """Compares 50 steps with the fast convolution and with XLA's own, from the same seed.
 
-    Adam divides a gradient by its size, and so would make whole steps of the rounding in a gradient
-    of almost 0; an epsilon above that keeps it small. Without it, or where an augmented pixel falls
-    to the other side, two compilations of one program part by some percent.
+    Adam divides a gradient by its size, and so turns the rounding errors of a gradient near 0 into
+    whole steps, unless epsilon is larger. With a small epsilon, or with augmentation, where
+    rounding decides which pixel is read, even two compilations of one program differ by some
+    percent.
     """
     config.augment.enabled = False
     config.optimizer.eps = 0.01
@@ -254,8 +255,8 @@ def check_loss_curve(config, num_images, monkeypatch):
     ours, plain = curves
     fallen = 1 - plain[-5:].mean() / plain[:5].mean()
     assert len(ours) == 50 and fallen > 0.02
-    # One step is as exact as a convolution, see test_conv. Over all of them, gradients that were
-    # wrong by a twentieth would show in the loss.
+    # One step is as exact as a convolution (see test_conv). Over all 50 steps, an error of a
+    # twentieth in the gradients would show in the loss.
     np.testing.assert_allclose(ours[0], plain[0], rtol=1e-5)
     np.testing.assert_allclose(ours, plain, rtol=fallen / 20)
 
