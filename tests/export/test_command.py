@@ -1,4 +1,4 @@
-"""`python -m mnist_flax.export`, as people run it, and its files, as people load them."""
+"""The real `python -m mnist_flax.export`, and its files loaded as docs/use.md shows."""
 
 import re
 import subprocess
@@ -12,14 +12,14 @@ from mnist_flax.sources import sample
 from tests.runs import ROOT, TINY, environment
 
 PAGE = ROOT / "docs" / "use.md"
-# The tests hide a package from the command by a name that cannot be imported.
+# Runs a module while hiding a package: importing it then fails.
 HIDDEN = (
     "import sys; sys.modules[{!r}] = None; import runpy; runpy.run_module({!r}, alter_sys=True)"
 )
 
 
 def code_block(heading: str) -> str:
-    """The Python that the page prints under a heading of the third level."""
+    """Returns the Python code that the page shows under a heading of the third level."""
     (section,) = re.findall(rf"^### {heading}\n(.*?)(?=^##|\Z)", PAGE.read_text(), re.M | re.S)
     return "\n\n".join(re.findall(r"^```python\n(.*?)^```$", section, re.M | re.S))
 
@@ -45,7 +45,7 @@ def export(tmp_path_factory):
 
 @pytest.fixture
 def in_a_clean_process(tmp_path, images):
-    """Runs Python on the test images where this project and Flax cannot be imported."""
+    """Runs code on the test images in a process that cannot import this project or Flax."""
 
     def run(code: str) -> np.ndarray:
         np.save(tmp_path / "images.npy", images)
@@ -74,7 +74,7 @@ def assert_same(actual: np.ndarray, finished, images: np.ndarray) -> None:
 
 @pytest.fixture
 def exported(export, finished, tmp_path):
-    """Exports the finished run; returns what the command says, and the page's code to use it."""
+    """Exports the finished run; returns the command's output and the page's code for the file."""
 
     def exported(heading: str, file: str) -> tuple[str, str]:
         done = export(finished, f"--format={heading.lower()}", f"--output={tmp_path}/{file}")
@@ -85,7 +85,7 @@ def exported(export, finished, tmp_path):
 
 
 def of_every_size(call: str) -> str:
-    """Code that asserts that batches of other sizes have the same probabilities."""
+    """Returns code that asserts that batches of other sizes give the same probabilities."""
     same = f"np.testing.assert_allclose({call}, probabilities[:n], rtol=0, atol=1e-6)"
     return f"\nfor n in (1, 3, 100): {same}"
 

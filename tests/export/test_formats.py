@@ -1,6 +1,6 @@
-"""Every variant of the network, exported, in the runtime of each format.
+"""Exports every variant of the network and runs it in the runtime of each format.
 
-The weights and the expected logits are those that PyTorch wrote, see tests/parity.
+The weights and the expected logits come from PyTorch; see tests/parity.
 """
 
 import types
@@ -53,7 +53,7 @@ def test_stablehlo(variant):
     exported = jax_export.deserialize(bytearray(stablehlo.export(classifier(variant))))
     assert exported.platforms == ("cpu", "cuda", "tpu")
     assert str(exported.in_avals[0]) == "uint8[n,27,27,1]"
-    # Every convolution tells accelerators not to multiply float32 in fewer bits.
+    # Every convolution tells accelerators to multiply float32 in full precision.
     assert exported.mlir_module().count("precision_config = [#stablehlo<precision HIGHEST>") >= 6
     assert_same(np.asarray(jax.jit(exported.call)(images())), variant)
 
@@ -106,5 +106,5 @@ def test_the_weights_are_pytorchs_own(variant):
     for name, array in state.items():
         np.testing.assert_array_equal(array, theirs.pop(name), err_msg=name)
         assert array.dtype == np.float32 and array.flags.c_contiguous
-    # What is left over, other variants have.
+    # The remaining arrays belong to other variants.
     assert all("running" in name or "downsample" in name for name in theirs)

@@ -15,7 +15,7 @@ NHWC = ("NHWC", "HWIO", "NHWC")
 
 @st.composite
 def convolutions(draw):
-    """Shapes and settings of a convolution whose output is not empty."""
+    """Draws the shapes and settings of a convolution with a non-empty output."""
     kernel = draw(st.tuples(*[st.integers(1, 7)] * 2))
     padding = draw(
         st.one_of(
@@ -51,7 +51,7 @@ def value_and_gradients(convolve, lhs, rhs, cotangent, case):
     return value_and_pullback(lhs, rhs, cotangent(shape))
 
 
-# Shapes are new every time, so every example compiles.
+# There are few examples, because each has new shapes and is compiled.
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(convolutions(), st.integers(0, 2**16))
 def test_agrees_with_lax(case, seed):
@@ -65,9 +65,9 @@ def test_agrees_with_lax_for_many_shapes(case, seed):
     check_against_lax(case, seed)
 
 
-# The original's: 5x5 of one channel, with and without padding; 5x5 from 24x24 and, padded, to
-# 24x24; 3x3 to sides that 4 rows do and do not divide; 2x2 with stride 2; 1x1. And a batch that no
-# chunk divides, a width that no group of columns does.
+# The original's convolutions: 5x5 with one input channel, with and without padding; 5x5 from 24x24
+# and, padded, to 24x24; 3x3 to sides that are and are not multiples of 4; 2x2 with stride 2; 1x1.
+# Also a batch that is no multiple of a chunk, and a width that is no multiple of a column group.
 @pytest.mark.parametrize(
     "batch, side, features, kernel, strides, padding",
     [
@@ -147,7 +147,7 @@ def test_others_are_left_to_lax(options):
 
 
 def test_only_cpus_are_served_otherwise():
-    """Lowered for a GPU or a TPU, the program is what lax alone gives; for a CPU it is not."""
+    """For GPUs and TPUs, the program is the same as with lax; only for CPUs is it different."""
     lhs, rhs = jnp.ones((16, 12, 12, 3)), jnp.ones((5, 5, 3, 4))
 
     def gradients(convolve):
@@ -167,11 +167,11 @@ def test_only_cpus_are_served_otherwise():
         )
     ours = operations(conv.conv_general_dilated, "cpu")
     assert ours != operations(lax.conv_general_dilated, "cpu")
-    assert ours[0] == 8  # by the input: products for tiles of 4 of its 8 rows
+    assert ours[0] == 8  # the gradient of the input: 8 products for a tile of 4 rows
 
 
 def test_one_program_for_several_platforms():
-    """Exported for three platforms at once, it is right on the one at hand."""
+    """A program exported for three platforms at once gives the right results on this one."""
     rng = np.random.default_rng(0)
     lhs = jnp.asarray(rng.normal(size=(8, 12, 12, 3)), jnp.float32)
     rhs = jnp.asarray(rng.normal(size=(5, 5, 3, 4)), jnp.float32)
@@ -192,7 +192,7 @@ def test_one_program_for_several_platforms():
 
 
 def test_works_under_vmap():
-    """Replicas that train side by side."""
+    """Replicas are trained together under `vmap`."""
     rng = np.random.default_rng(0)
     lhs = jnp.asarray(rng.normal(size=(3, 4, 8, 8, 2)), jnp.float32)
     rhs = jnp.asarray(rng.normal(size=(3, 5, 5, 2, 3)), jnp.float32)

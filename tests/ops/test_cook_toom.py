@@ -8,7 +8,7 @@ from mnist_flax.ops import cook_toom
     "tile, taps", [(tile, taps) for taps in range(2, 8) for tile in range(1, 10 - taps)]
 )
 def test_constants_are_those_of_an_exact_algorithm(tile, taps):
-    """In whole numbers, where nothing is rounded, it gives the correlation by its definition."""
+    """For integers, which need no rounding, the algorithm gives the correlation as defined."""
     rng = np.random.default_rng(0)
     x, w = (rng.integers(-9, 10, size) for size in (tile + taps - 1, taps))
     of_input, of_kernel, of_output = (
@@ -16,10 +16,10 @@ def test_constants_are_those_of_an_exact_algorithm(tile, taps):
     )
     result = of_output @ ((of_kernel @ w) * (of_input @ x))
     expected = [sum(x[i + t] * w[t] for t in range(taps)) for i in range(tile)]
-    # The kernel's constants are thirds and fifths, held in float32.
+    # The kernel's constants are thirds and fifths, rounded to float32.
     np.testing.assert_allclose(result, expected, atol=1e-3)
 
 
 def test_tiles_take_the_fewest_products():
-    """5x5 kernels on the original's rows: 8 products in place of 20."""
+    """For 5x5 kernels on the original's rows, a tile takes 8 products instead of 20."""
     assert [cook_toom.tiling(rows, 5) for rows in (20, 24)] == [(4, 5), (4, 6)]

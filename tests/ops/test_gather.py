@@ -18,7 +18,7 @@ from mnist_flax.ops import gather
     channels=st.sampled_from([1, 3]),
 )
 def test_products_read_what_numpy_reads(seed, count, channels):
-    """Bit for bit, also where pixels are a prime number, and with every value of a byte."""
+    """It reads the same bits, also from a prime number of pixels, and for every value of a byte."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (3, count, channels)).astype(np.uint8)
     index = rng.integers(0, count, (3, 300)).astype(np.int32)
@@ -37,7 +37,7 @@ def test_every_byte_is_exact():
 @pytest.mark.parametrize("interpolation", augment.INTERPOLATIONS)
 @pytest.mark.parametrize("shape", [(64, 28, 28, 1), (8, 9, 14, 1), (8, 5, 5, 3)])
 def test_augmentation_by_products_is_the_same(monkeypatch, shape, interpolation):
-    """Turned any way and moved beyond the border, bit for bit."""
+    """The images are the same bit for bit, turned by any angle and moved beyond the border."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, shape).astype(np.uint8)
     params = augment.AffineParams(

@@ -1,12 +1,12 @@
-"""Compares network, gradients, optimiser steps, initial weights and sizes with PyTorch's.
+"""Compares the network, gradients, optimiser steps, initial weights and sizes with PyTorch's.
 
-reference.npz is what PyTorch computed; make_reference.py, which wrote it, says what each array is.
-The reference was computed in float64 and is stored as float32. The same is computed here twice:
+reference.npz holds PyTorch's results; make_reference.py wrote it and describes each array. The
+reference was computed in float64 and is stored as float32. These tests compute everything twice:
 
-- in float64, whose tolerance covers no rounding but that of the reference and of the logits, which
-  are float32. That the formulas are the same shows here, whatever the versions of JAX and XLA;
-- in float32, as in training, with the convolution for CPUs. Its tolerance is that of sums of some
-  hundred products through eight layers.
+- in float64, to show that the formulas are the same, whatever the versions of JAX and XLA. The
+  tolerance covers only the rounding of the reference and of the logits to float32;
+- in float32, as in training, with the convolution for CPUs. The tolerance allows for sums of some
+  hundred products in each of eight layers.
 """
 
 import functools
@@ -45,20 +45,20 @@ ONE_FACTOR_CHANGED = [
 ]
 SMALL_CHANNELS = {"channels": ((4, 4), (4, 6), (8,)), "num_groups": 2}
 STRONG = {"weight_decay": 0.2, "learning_rate_decay": 0.5, "eps": 0.01}
-# Run of the reference: changes to the default optimiser.
+# The changes to the default optimiser, by run of the reference.
 STEP_RUNS = {"adam": {}, "adam_strong": STRONG, "adamw_strong": STRONG | {"decoupled": True}}
 
 Tree = dict[str, Any]
 
 
 EPS = float(np.finfo(np.float32).eps)
-# By type: the largest error, as a share of an array's largest number.
+# The largest allowed error as a share of an array's largest number, by type.
 TOLERANCES = {"float64": 16 * EPS, "float32": 512 * EPS}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _full_precision() -> Iterator[None]:
-    """Accelerators multiply float32 in fewer bits unless told."""
+    """Makes accelerators multiply float32 in full precision."""
     with jax.default_matmul_precision("highest"):
         yield
 
@@ -71,11 +71,11 @@ def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits(variant: str, dtype: str) -> None:
-    """Every variant computes PyTorch's logits, in training and in evaluation mode."""
+    """Every variant computes PyTorch's logits, in training mode and in evaluation mode."""
     model, variables = _small_model(variant, dtype), _load_variables(variant, dtype)
     images, _ = _batch(0, 8, dtype)
     for mode in ("train", "eval"):
-        # Not compiled as a whole: the variants share their operations, which compile once.
+        # Without `jit`, each operation is compiled only once for all variants.
         logits, _ = model.apply(variables, images, train=mode == "train", mutable=["batch_stats"])
         expected = _reference()[f"logits/{mode}/{variant}"]
         _assert_close({mode: logits}, {mode: expected}, TOLERANCES[dtype])
@@ -83,7 +83,7 @@ def test_logits(variant: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("variant", ONE_FACTOR_CHANGED)
 def test_gradients_and_statistics(variant: str, dtype: str) -> None:
-    """Backward pass and updated running statistics, one factor at a time from the original."""
+    """Variants that differ from the original by one factor agree after a backward pass."""
     model, variables = _small_model(variant, dtype), _load_variables(variant, dtype)
     _, gradients, batch_stats = _loss_gradients_and_statistics(
         model, variables, *_batch(0, 8, dtype)
@@ -91,8 +91,8 @@ def test_gradients_and_statistics(variant: str, dtype: str) -> None:
     batch_stats = _as_pytorchs(batch_stats, variables["batch_stats"], _counts(model, 8))
     expected_gradients = _to_flax(_section(f"gradients/{variant}"))["params"]
     expected_batch_stats = _to_flax(_section(f"statistics/{variant}"))["batch_stats"]
-    # Where all gradients of an array are 0, as those of biases that batch norm straight behind
-    # them takes out again, they are 0 but for the rounding of numbers of the others' size.
+    # Batch norm directly after a convolution cancels its bias. The gradients of such a bias are
+    # 0 up to the rounding of numbers as large as the other gradients.
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected_gradients))
     tolerance = TOLERANCES[dtype]
     _assert_close(gradients, expected_gradients, tolerance, atol=tolerance * largest)
@@ -101,7 +101,7 @@ def test_gradients_and_statistics(variant: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("run", STEP_RUNS)
 def test_five_steps_across_an_epoch(run: str, dtype: str) -> None:
-    """Losses, parameters and statistics of five steps, the learning rate decayed after three."""
+    """Losses, parameters and statistics agree; the learning rate decays after three steps."""
     losses, variables = _train(STEP_RUNS[run], dtype)
     expected_losses = _reference()[f"steps/{run}/losses"]
     _assert_close({"loss": losses}, {"loss": expected_losses}, TOLERANCES[dtype])
@@ -112,22 +112,22 @@ def test_five_steps_across_an_epoch(run: str, dtype: str) -> None:
 
 
 def test_initial_weights_are_distributed_as_pytorchs() -> None:
-    """Quantiles of each layer's weights and biases."""
+    """The quantiles of each layer's weights and biases agree."""
     init = jax.jit(functools.partial(_init, create_model(default.get_config().model, 10)))
     draws = [init(jax.random.key(seed))["params"] for seed in range(32)]
     expected = _to_flax(_section("init"))["params"]
     for name, quantiles in traverse_util.flatten_dict(expected, sep="/").items():
         layer, kind = name.split("/")
         values = np.concatenate([np.ravel(draw[layer][kind]) for draw in draws])
-        # The bound of Kolmogorov and Smirnov, which chance breaks once in 100,000 layers, for a
-        # reference of 20,000 draws; at most 14 % of the range.
+        # The Kolmogorov-Smirnov bound for a reference of 20,000 draws, which chance exceeds once in
+        # 100,000 layers. It is at most 14 % of the range.
         tolerance = 2.5 * math.sqrt(1 / values.size + 1 / 20_000) * np.ptp(quantiles)
         actual = np.quantile(values, np.linspace(0, 1, quantiles.size))
         assert np.abs(actual - quantiles).max() <= tolerance, name
 
 
 def test_parameter_counts() -> None:
-    """The original's 235,546, and every other norm, downsampling and padding's number."""
+    """The original has 235,546; variants with other norms or layers have PyTorch's number too."""
     counts = _section("counts")
     assert counts["batch-strided-VALID"] == 235_546
     for variant, expected in counts.items():
@@ -147,7 +147,7 @@ def _reference() -> dict[str, np.ndarray]:
 
 
 def _section(prefix: str) -> dict[str, np.ndarray]:
-    """The reference's arrays below `prefix`, by the rest of their names."""
+    """Returns the reference's arrays below `prefix`, by the rest of their names."""
     prefix += "/"
     return {
         name.removeprefix(prefix): array
@@ -157,14 +157,14 @@ def _section(prefix: str) -> dict[str, np.ndarray]:
 
 
 def _batch(start: int, stop: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs, `[batch, 27, 27, 1]`, and labels, int32 `[batch]`."""
+    """Returns inputs, `[batch, 27, 27, 1]`, and labels, int32 `[batch]`."""
     pixels = _reference()["images"][start:stop, ..., np.newaxis]
     images = (pixels / 255 - 0.1307) / 0.3081
     return images.astype(dtype), _reference()["labels"][start:stop]
 
 
 def _to_flax(state: dict[str, np.ndarray]) -> Tree:
-    """Turns 'layer.name' of PyTorch, whose arrays put channels first, into Flax's variables."""
+    """Converts PyTorch's arrays, named 'layer.name' with channels first, to Flax's variables."""
     variables = {"params": {}, "batch_stats": {}}
     for name, array in state.items():
         layer, kind = name.split(".")
@@ -182,7 +182,7 @@ def _to_flax(state: dict[str, np.ndarray]) -> Tree:
 
 
 def _load_variables(variant: str, dtype: str) -> Tree:
-    """The reference's weights, as far as `variant` has them."""
+    """Returns those of the reference's weights that `variant` has."""
     norm, _, downsample, padding = variant.split("-")
     state = _section("weights/conv")
     if downsample != "strided":
@@ -203,7 +203,7 @@ def _small_model(variant: str, dtype: str) -> SimpleCNN:
 
 
 def _counts(model: SimpleCNN, batch_size: int) -> dict[str, int]:
-    """How many numbers of a channel each norm sees of a batch, by the norm's name."""
+    """Returns how many numbers per channel each norm averages over, by the norm's name."""
     images = jax.ShapeDtypeStruct((batch_size, 27, 27, 1), model.dtype)
     options = {"train": False, "capture_intermediates": True, "mutable": True}
     init = functools.partial(model.init_with_output, **options)
@@ -216,9 +216,9 @@ def _counts(model: SimpleCNN, batch_size: int) -> dict[str, int]:
 
 
 def _as_pytorchs(after: Tree, before: Tree, counts: dict[str, int]) -> Tree:
-    """Turns the running variances after a step into PyTorch's.
+    """Converts the running variances after a step to PyTorch's.
 
-    Of the batch's variance over n numbers, PyTorch takes n / (n - 1) times as much.
+    PyTorch multiplies the batch's variance over n numbers by n / (n - 1).
     """
     return {
         name: statistics
@@ -238,7 +238,7 @@ def _init(model: SimpleCNN, key: jax.Array) -> Tree:
 def _loss_gradients_and_statistics(
     model: SimpleCNN, variables: Tree, images: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, Tree, Tree]:
-    """Mean cross-entropy in training mode, its gradients, and the updated running statistics."""
+    """Returns the mean cross-entropy in training mode, its gradients and the new statistics."""
 
     def loss_and_statistics(params: Tree) -> tuple[jax.Array, Tree]:
         logits, updates = model.apply(
@@ -257,7 +257,7 @@ def _train(changes: dict[str, float | bool], dtype: str) -> tuple[np.ndarray, Tr
     """Runs five steps of the original variant; batches of 8, 8 and 4 images make an epoch.
 
     Returns:
-      The loss before each step, and the variables after the last.
+      The loss before each step, and the variables after the last step.
     """
     config = default.get_config().optimizer
     config.update(changes)
@@ -281,10 +281,10 @@ def _train(changes: dict[str, float | bool], dtype: str) -> tuple[np.ndarray, Tr
 
 
 def _without_idle_biases(variables: Tree) -> Tree:
-    """Leaves out the convolutions' biases that batch norm takes out again, and what follows them.
+    """Leaves out the convolutions' biases, which batch norm cancels, and the running means.
 
-    Their gradient is 0 but for rounding. Adam scales it up to whole steps, unless weight decay
-    or epsilon, larger than the original's, outweigh it. Only the running means see these biases.
+    The biases' gradients are rounding errors, which Adam turns into whole steps unless weight decay
+    or epsilon is larger than in the original. Apart from the biases, this changes only the means.
     """
     flat = traverse_util.flatten_dict(variables, sep="/")
     idle = re.compile(r"params/(conv|downsample).*/bias|batch_stats/.*/mean")
@@ -292,7 +292,7 @@ def _without_idle_biases(variables: Tree) -> Tree:
 
 
 def _assert_close(actual: Tree, expected: Tree, rtol: float, atol: float = 0.0) -> None:
-    """Checks each array: no number further off than atol + rtol * the array's largest."""
+    """Asserts for each array that no error exceeds atol + rtol * the array's largest number."""
     actual = traverse_util.flatten_dict(actual, sep="/")
     expected = traverse_util.flatten_dict(expected, sep="/")
     assert actual.keys() == expected.keys()

@@ -1,4 +1,4 @@
-"""A run that was trained by the real command, loaded and used."""
+"""`mnist_flax.predict`, with a run that the real command trained."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from mnist_flax.errors import UserError
 from mnist_flax.evaluate import evaluate
 from tests.runs import ROOT, TINY, environment, records
 
-# Classes and pixels that need neither the project's data nor its configuration.
+# Predicts with nothing but the run's folder: no data set, no configuration, no W&B.
 SCRIPT = """
 import sys
 import numpy as np
@@ -42,7 +42,7 @@ def test_it_answers_as_the_run_did(finished, test_split):
     wrong = np.flatnonzero(probabilities.argmax(1) != test_split.labels)
     assert wrong.tolist() == summary["misclassified"]
     assert classifier.epoch == len(records(finished))
-    # The loss too, which depends on all digits of all probabilities.
+    # The loss must agree too: it depends on every digit of every probability.
     loss = -np.log(probabilities[np.arange(1000), test_split.labels]).mean()
     assert loss == pytest.approx(summary["final_test_loss"], rel=1e-5)
 
@@ -50,7 +50,7 @@ def test_it_answers_as_the_run_did(finished, test_split):
 def test_one_image_or_none(finished, test_split):
     classifier = predict.load(str(finished))
     every = classifier(test_split.images[:3])
-    # An axis for the one channel may be left out.
+    # The channel axis may be left out.
     np.testing.assert_array_equal(classifier(test_split.images[:1, ..., 0]), every[:1])
     assert classifier(test_split.images[:0]).shape == (0, 10)
 

@@ -1,4 +1,4 @@
-"""Pictures as people have them, made of MNIST's own digits, so that the right answer is known."""
+"""Pictures like those that people have, made from MNIST's digits: the right answer is known."""
 
 import io
 
@@ -16,7 +16,7 @@ def digits():
 
 
 def enlarged(digit, side=200, margin=80):
-    """A digit as a large picture of ink on black, with more room on one side than on the other."""
+    """Returns a digit as a large picture, bright on black, with unequal margins."""
     large = np.asarray(Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC))
     return np.pad(large, ((margin, margin // 2), (margin // 4, margin)))
 
@@ -28,21 +28,21 @@ def save(tmp_path, picture, name="digit.png", **options):
 
 
 def assert_alike(ours, digit):
-    """Correlated as a digit is with itself, a pixel's shift or resampling apart."""
+    """Asserts that two digits correlate, allowing for resampling and a shift by a pixel."""
     shifted = [np.roll(ours[..., 0], (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
     correlations = [np.corrcoef(x.ravel(), digit.ravel())[0, 1] for x in shifted]
     assert max(correlations) > 0.85
 
 
 def test_mnists_own_digits_stay_as_they_are():
-    """But for one of the sample's 5,000, whose box is a pixel too small."""
+    """One of the sample's 5,000 digits does change: its box is a pixel too small."""
     images = np.concatenate([split.images[..., 0] for split in sample.load()[:2]])
     same = [(pictures.center(image.astype(float)) == image).all() for image in images]
     assert (sum(same), len(same)) == (4_999, 5_000)
 
 
 def test_a_box_and_a_centre_worked_out_by_hand():
-    """A bar of 40x10 becomes 20x5; rows 5 to 24 and columns 12 to 16 are nearest to (14, 14)."""
+    """A bar of 40x10 becomes 20x5; rows 5 to 24 and columns 12 to 16 centre it best on (14, 14)."""
     ink = np.zeros((100, 60))
     ink[10:50, 45:55] = 255
     expected = np.zeros((28, 28), np.uint8)
@@ -56,7 +56,7 @@ def test_the_centre_of_mass_counts_not_that_of_the_box():
     ink = np.zeros((20, 20))
     ink[:, :4] = 255  # 80 pixels around column 1.5, and a row of 16 around column 11.5
     ink[19, 4:] = 255
-    left = 14 - (80 * 1.5 + 16 * 11.5) / 96  # 10.8, but the box ends with the image
+    left = 14 - (80 * 1.5 + 16 * 11.5) / 96  # 10.8, but the box must stay in the image
     assert left > 8
     assert np.flatnonzero(pictures.center(ink).any(0)).tolist() == list(range(8, 28))
 
@@ -83,7 +83,7 @@ def test_kinds_of_pictures(digits, tmp_path, kind):
 
 @pytest.mark.parametrize("quality", [50, 90])
 def test_a_photograph(digits, tmp_path, quality):
-    """Pencil on paper, unevenly lit, with noise and specks of dirt, as a JPEG."""
+    """The picture is a JPEG of pencil on paper, unevenly lit, with noise and a speck of dirt."""
     random = np.random.default_rng(0)
     for digit in digits:
         ink = enlarged(digit) / 255
@@ -98,7 +98,7 @@ def test_a_photograph(digits, tmp_path, quality):
 def test_a_picture_that_is_turned_by_its_camera(digits, tmp_path):
     ink = enlarged(digits[0])
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned a quarter: to be shown, it is turned back
+    exif[0x0112] = 6  # the picture is stored turned by a quarter
     path = save(tmp_path, np.ascontiguousarray(np.rot90(ink)), "turned.png", exif=exif)
     np.testing.assert_array_equal(
         pictures.read(path), pictures.center(ink.astype(float))[..., None]

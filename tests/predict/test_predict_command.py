@@ -1,4 +1,4 @@
-"""`python -m mnist_flax.predict`, as people run it."""
+"""The real command `python -m mnist_flax.predict`."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from tests.runs import copy as copy_run
 
 @pytest.fixture
 def run(finished, tmp_path):
-    """Runs the command with the finished run, in an empty folder."""
+    """Runs the command in an empty folder, by default on the finished run."""
 
     def run(*arguments: str, workdir=finished, **env: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "mnist_flax.predict", f"--workdir={workdir}", *arguments]
@@ -28,7 +28,7 @@ def run(finished, tmp_path):
 
 @pytest.fixture
 def digits(tmp_path):
-    """Three digits of the test set as files, and as an array."""
+    """Saves three digits of the test set as 0.png to 2.png; returns them as an array."""
     images = sample.load().test.images[[0, 400, 999]]
     for index, image in enumerate(images):
         Image.fromarray(image[..., 0]).save(tmp_path / f"{index}.png")
@@ -109,13 +109,13 @@ def test_bad_input_is_one_line(run, digits, arguments, expected):
 
 
 def change(path, **values):
-    """Changes values at the top of a JSON file."""
+    """Changes top-level values of a JSON file."""
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 @pytest.mark.slow
 def test_the_data_set_of_a_run_on_mnist(run, run_main, mnist_dir, tmp_path):
-    """It comes from where the run had it; its absence is reported, and no sample replaces it."""
+    """It is read from the run's folder; if that is missing, an error says so: no sample instead."""
     workdir, folder = tmp_path / "run", tmp_path / "mnist"
     folder.symlink_to(mnist_dir)
     flags = ["--config.dataset.source=tfds", f"--config.dataset.manual_dir={folder}"]
@@ -134,7 +134,7 @@ def test_the_data_set_of_a_run_on_mnist(run, run_main, mnist_dir, tmp_path):
 
 
 def check_refused(run, workdir, data):
-    """Asserts that the test set is refused in one line, as the run was on other data."""
+    """Asserts that the test set is refused with one line, because the run used other data."""
     done = run("--figure=out.png", workdir=workdir)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith(f"error: --workdir={workdir} holds a run on SAMPLE of 5,000")
