@@ -1,20 +1,21 @@
-"""Writes reference.npz: what PyTorch computes, for tests/parity/test_parity.py to compare with.
+"""Writes reference.npz: PyTorch's results, which tests/parity/test_parity.py compares with ours.
 
-Run with NumPy and PyTorch (2.13.0 wrote the committed file), which the test itself does not need:
+Run it with NumPy and PyTorch (2.13.0 wrote the committed file). The test itself needs no PyTorch:
 
     python tests/parity/make_reference.py
 
-Everything but the initial weights is computed in float64 and stored as float32, so that the
-reference has no rounding error of its own worth mentioning and comes out the same elsewhere.
+Everything but the initial weights is computed in float64 and stored as float32. The reference's own
+rounding errors are therefore negligible, and other machines reproduce it.
 
-The network is the original's with few channels (`CHANNELS`) on images of noise. They are 27x27, so
-that each downsampling meets an odd side and has to drop the last row and column.
+The network is the original's with few channels (`CHANNELS`), and the images are noise. They are
+27x27, so that each downsampling meets an odd side and has to drop the last row and column.
 
-Its layers are named conv1_1 (block 1, first), norm1_1, downsample1, ..., classifier; a variant is
-named by its norm, norm position, downsampling and padding, the original batch-before-strided-VALID.
+The layers are named conv1_1 (block 1, first), norm1_1, downsample1, ..., classifier. A variant is
+named after its norm, norm position, downsampling and padding; the original is
+batch-before-strided-VALID.
 Parameters are in PyTorch's layout: convolutions O, I, height, width; layer norm C, height, width.
 
-Arrays of the file, all float32 unless said otherwise:
+The file holds these arrays, float32 unless stated otherwise:
 
     images                         uint8 [20, 27, 27]; the network's input is
                                    (images / 255 - 0.1307) / 0.3081
@@ -30,7 +31,7 @@ Arrays of the file, all float32 unless said otherwise:
     steps/RUN/final/LAYER.NAME     parameters and running statistics after the last step
     init/LAYER.NAME                [101], quantiles 0, 0.01, ..., 1 of PyTorch's default
                                    initialisation at the original's channel sizes
-    counts/NORM-DOWNSAMPLE-PADDING int64 [], number of parameters at those and 28x28 images
+    counts/NORM-DOWNSAMPLE-PADDING int64 [], number of parameters at these sizes, 28x28 images
 """
 
 import collections
@@ -50,7 +51,7 @@ SIDE, ORIGINAL_SIDE = 27, 28
 NUM_CLASSES = 10
 NUM_IMAGES = 20
 FORWARD_BATCH = 8
-INIT_DRAWS = 20_000  # at least, for each quantile
+INIT_DRAWS = 20_000  # at least, for the quantiles of an array
 
 NORMS = ("batch", "layer", "group", "none")
 NORM_POSITIONS = ("before", "after")
@@ -58,11 +59,11 @@ DOWNSAMPLES = ("strided", "max", "avg")
 PADDINGS = ("VALID", "SAME")
 ORIGINAL = ("batch", "before", "strided", "VALID")
 
-# The images of each step; three make an epoch, whose last batch is a partial one.
+# The images of each step. Three steps make an epoch, whose last batch is smaller.
 STEP_BATCHES = ((0, 8), (8, 16), (16, 20), (0, 8), (8, 16))
 STEPS_PER_EPOCH = 3
-# Run: optimiser, weight decay, learning rate decay, epsilon. The first is the original's recipe;
-# the others exaggerate what its five steps would hardly show.
+# By run: optimiser, weight decay, learning rate decay, epsilon. The first is the original's recipe;
+# the others exaggerate settings whose effect five steps would hardly show.
 STEP_RUNS = {
     "adam": (torch.optim.Adam, 5e-5, 0.99, 1e-8),
     "adam_strong": (torch.optim.Adam, 0.2, 0.5, 0.01),
@@ -77,10 +78,10 @@ Variant = tuple[str, str, str, str]
 def build_network(
     variant: Variant, channels: tuple[tuple[int, ...], ...] = CHANNELS, side: int = SIDE
 ) -> nn.Sequential:
-    """Builds the network of a variant: norm, norm position, downsampling, padding.
+    """Builds the network of a variant (norm, norm position, downsampling, padding).
 
     Returns:
-      Float32 `[batch, 1, side, side]` to logits `[batch, 10]`.
+      A network that maps float32 `[batch, 1, side, side]` to logits `[batch, 10]`.
     """
     norm, norm_position, downsample, padding = variant
     layers = collections.OrderedDict()
@@ -106,7 +107,7 @@ def build_network(
 
 
 def make_weights() -> Arrays:
-    """Draws the weights of every variant: 'weights/KIND/LAYER.NAME' to float32 arrays."""
+    """Draws the weights of every variant; returns arrays by 'weights/KIND/LAYER.NAME'."""
     rng = np.random.default_rng(0)
     kinds = {
         "conv": ("none", "before", "strided", "VALID"),
@@ -125,7 +126,7 @@ def make_weights() -> Arrays:
 
 
 def load_network(variant: Variant, weights: Arrays) -> nn.Sequential:
-    """Builds a variant in float64 with its share of `weights`."""
+    """Builds a variant in float64 with those of `weights` that it has."""
     network = build_network(variant).double()
     norm_kind = f"layer-{variant[3]}" if variant[0] == "layer" else "channel"
     state = network.state_dict()
@@ -138,7 +139,7 @@ def load_network(variant: Variant, weights: Arrays) -> nn.Sequential:
 
 
 def make_logits(images: torch.Tensor, weights: Arrays) -> Arrays:
-    """Logits of all variants in both modes."""
+    """Computes the logits of all variants in both modes."""
     arrays = {}
     for variant in itertools.product(NORMS, NORM_POSITIONS, DOWNSAMPLES, PADDINGS):
         for mode in ("train", "eval"):
@@ -150,7 +151,7 @@ def make_logits(images: torch.Tensor, weights: Arrays) -> Arrays:
 
 
 def make_gradients(images: torch.Tensor, labels: torch.Tensor, weights: Arrays) -> Arrays:
-    """Gradients and updated statistics of the variants one factor away from the original."""
+    """Computes gradients and statistics of variants that differ from the original by one factor."""
     arrays = {}
     factors = (NORMS, NORM_POSITIONS, DOWNSAMPLES, PADDINGS)
     for variant in itertools.product(*factors):
@@ -167,7 +168,7 @@ def make_gradients(images: torch.Tensor, labels: torch.Tensor, weights: Arrays) 
 
 
 def make_steps(images: torch.Tensor, labels: torch.Tensor, weights: Arrays) -> Arrays:
-    """Five steps of each optimiser on the original variant, the schedule stepped once an epoch."""
+    """Trains the original for five steps in each run; the schedule steps once per epoch."""
     arrays = {}
     for run, (optimizer_class, weight_decay, learning_rate_decay, eps) in STEP_RUNS.items():
         network = load_network(ORIGINAL, weights).train()
@@ -193,7 +194,7 @@ def make_steps(images: torch.Tensor, labels: torch.Tensor, weights: Arrays) -> A
 
 
 def make_init() -> Arrays:
-    """Quantiles of the convolutions' initial weights and biases, pooled over many draws."""
+    """Computes quantiles of the convolutions' initial weights and biases over many draws."""
     torch.manual_seed(0)
     arrays = {}
     for layer_name, layer in build_network(ORIGINAL, ORIGINAL_CHANNELS).named_children():
@@ -210,7 +211,7 @@ def make_init() -> Arrays:
 
 
 def make_counts() -> Arrays:
-    """Numbers of parameters; the norm position does not change them."""
+    """Counts the parameters of each variant; the norm position does not change them."""
     arrays = {}
     for norm, downsample, padding in itertools.product(NORMS, DOWNSAMPLES, PADDINGS):
         variant = (norm, "before", downsample, padding)
@@ -221,7 +222,7 @@ def make_counts() -> Arrays:
 
 
 def main() -> None:
-    """Writes reference.npz beside this file."""
+    """Writes reference.npz into the folder of this file."""
     rng = np.random.default_rng(1)
     pixels = rng.integers(0, 256, (NUM_IMAGES, SIDE, SIDE), dtype=np.uint8)
     labels = rng.integers(0, NUM_CLASSES, len(pixels), dtype=np.int32)
@@ -245,14 +246,14 @@ def main() -> None:
 
 
 def _downsample(kind: str, features: int) -> nn.Module:
-    """Halves the side."""
+    """Builds a layer that halves the side."""
     if kind == "strided":
         return nn.Conv2d(features, features, 2, stride=2)
     return nn.MaxPool2d(2) if kind == "max" else nn.AvgPool2d(2)
 
 
 def _norm(kind: str, features: int, side: int) -> nn.Module:
-    """The normalisation of a feature map."""
+    """Builds the normalisation of a feature map."""
     if kind == "batch":
         return nn.BatchNorm2d(features)
     if kind == "layer":
@@ -261,26 +262,26 @@ def _norm(kind: str, features: int, side: int) -> nn.Module:
 
 
 def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Draws one parameter; none is at its initial value, so that no swap goes unseen."""
+    """Draws one parameter, never its initial value, so that a mix-up is noticed."""
     layer, kind = name.split(".")
-    # Conv1_1's output has a variance of about 0.01, so that the norm's epsilon shows.
+    # The variance of conv1_1's output is about 0.01, small enough for the norm's epsilon to matter.
     gain = 0.1 if layer in ("conv1_1", "norm1_1") else 1.0
     if kind == "running_mean":
         return gain * rng.normal(0, 0.5, shape)
     if kind == "running_var":
         return gain**2 * rng.uniform(0.5, 2, shape)
     if layer.startswith("norm"):
-        # Whole 64ths, because layer norm's many parameters then compress well.
+        # Multiples of 1/64, so that layer norm's many parameters compress well.
         low, high = (32, 97) if kind == "weight" else (-32, 33)
         return rng.integers(low, high, shape) / 64
     if kind == "bias":
-        # Away from 0, which five steps could reach: no sign hangs on a rounding error.
+        # Away from 0, so that within five steps no sign depends on a rounding error.
         return rng.choice([-1, 1], shape) * rng.uniform(0.05, 0.1, shape)
     return gain * rng.normal(0, math.sqrt(2 / math.prod(shape[1:])), shape)
 
 
 def _statistics(network: nn.Module) -> Arrays:
-    """The running means and variances of a network's batch norms."""
+    """Returns the running means and variances of a network's batch norms."""
     return {
         name: value.numpy()
         for name, value in network.named_buffers()

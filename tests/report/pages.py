@@ -1,4 +1,4 @@
-"""Report pages without a training, and their JavaScript in node, for the tests of the page."""
+"""For tests of the report page: pages without training, and their JavaScript run in Node.js."""
 
 import json
 import pathlib
@@ -24,11 +24,11 @@ from mnist_flax.run.history import History
 
 FOLDER = pathlib.Path(page.__file__).parent
 MEAN, STD = 0.1307, 0.3081
-STEPS = 3  # an epoch
+STEPS = 3  # per epoch
 
 
 def narrow() -> ConfigDict:
-    """The default recipe with a narrow network: an even kernel, and feature maps of odd sides."""
+    """The default recipe with a narrow network that has an even kernel and odd feature maps."""
     config = default.get_config()
     config.model.channels = ((2, 6), (10,))
     config.model.kernel_sizes = ((5, 4), (3,))
@@ -37,7 +37,7 @@ def narrow() -> ConfigDict:
 
 
 def random_variables(config: ConfigDict, images: np.ndarray) -> dict[str, Any]:
-    """Variables of a network that is sure of some images `[n, 28, 28, 1]` and less of others."""
+    """Draws variables of a network that is surer of some images `[n, 28, 28, 1]` than of others."""
     rng = np.random.default_rng(0)
     init = create_model(config.model, 10).init
     image = jax.ShapeDtypeStruct((1, 28, 28, 1), np.float32)
@@ -61,7 +61,7 @@ def random_variables(config: ConfigDict, images: np.ndarray) -> dict[str, Any]:
 
 
 def jax_logits(config: ConfigDict, variables: Any, images: np.ndarray) -> np.ndarray:
-    """The logits of uint8 images `[n, 28, 28, 1]`."""
+    """Returns the network's logits for uint8 images `[n, 28, 28, 1]`."""
     inputs = data.normalize(images, MEAN, STD)
     return np.asarray(create_model(config.model, 10).apply(variables, inputs, train=False))
 
@@ -77,7 +77,7 @@ def history(num_epochs: int) -> History:
 
 
 def create_run(config: ConfigDict, test: Split, logits: np.ndarray, **changes: Any) -> Run:
-    """A run with these results on a test split, but of no training."""
+    """Returns a run with these logits on a test split, without any training."""
     names = tuple("0123456789")
     dataset = Dataset("mnist", "tfds", names, test, None, test, MEAN, STD)
     result = evaluate(logits, test.labels)
@@ -110,13 +110,13 @@ def create_run(config: ConfigDict, test: Split, logits: np.ndarray, **changes: A
 
 
 def data_of(html: str) -> dict[str, Any]:
-    """What the scripts of a page read."""
+    """Returns the data in a page, which its scripts read."""
     start = '<script type="application/json" id="data">'
     return json.loads(html.split(start)[1].split("</script>")[0])
 
 
 def leaving(page: Any) -> list[str]:
-    """The elements that leave a page in a browser at the left or the right."""
+    """Returns the elements that stick out of the browser's window on the left or right."""
     return page.evaluate(
         """() => [...document.querySelectorAll("main *, header *")].filter(element => {
             const { left, right } = element.getBoundingClientRect();
@@ -126,7 +126,7 @@ def leaving(page: Any) -> list[str]:
 
 
 def check_accessibility(page: Any) -> None:
-    """Fails if a page in a browser violates WCAG 2.2, levels A and AA, as far as axe finds."""
+    """Fails if axe finds that a page in a browser violates WCAG 2.2, level A or AA."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
     found = axe.run(page, options={"runOnly": {"type": "tag", "values": tags}})
@@ -135,7 +135,7 @@ def check_accessibility(page: Any) -> None:
 
 
 def in_node(files: list[str], expression: str, given: Any) -> Any:
-    """Evaluates an expression of `given` in node, with the page's scripts."""
+    """Evaluates a JavaScript expression of `given` in Node.js, with some of the page's scripts."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
@@ -149,7 +149,7 @@ def in_node(files: list[str], expression: str, given: Any) -> Any:
 
 
 def mnist_form(ink: np.ndarray) -> np.ndarray:
-    """Ink `[height, width]` as MNIST has it, uint8 `[28, 28]`, by Pillow."""
+    """Brings ink `[height, width]` into MNIST's form, uint8 `[28, 28]`, with Pillow."""
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32)
     longer = max(box.shape)

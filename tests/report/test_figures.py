@@ -19,7 +19,7 @@ def draw(figure) -> np.ndarray:
 
 
 def assert_nothing_is_cropped(pixels):
-    """What reaches the edge of a picture may continue beyond it."""
+    """Asserts that the edges are white: anything that touches them may be cut off."""
     edges = [pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:]]
     assert all((edge == 255).all() for edge in edges)
     assert (pixels < 128).any()
@@ -63,7 +63,7 @@ def test_few_digits_fill_the_figure(count):
 
 def test_more_digits_than_are_drawn(monkeypatch):
     assert figures.MAX_DIGITS == 1_000
-    monkeypatch.setattr(figures, "MAX_DIGITS", 110)  # a thousand take seconds
+    monkeypatch.setattr(figures, "MAX_DIGITS", 110)  # drawing a thousand takes seconds
     figure = figures.digits_with_bars(*predictions(1_001, 1_001), DIGITS, "MNIST")
     assert "(the first 110 of 1,001)" in figure.texts[0].get_text()
     assert len(figure.axes[0].images) == 110
@@ -97,7 +97,7 @@ def test_digits_stand_above_their_bars():
     for cell, image in enumerate(ax.images):
         left, right, bottom, _ = image.get_extent()
         spans = [path.vertices for path in bars.get_paths()[cell * 10 : cell * 10 + 10]]
-        assert min(s[:, 1].min() for s in spans) > bottom  # the axis points down
+        assert min(s[:, 1].min() for s in spans) > bottom  # the vertical axis points down
         assert (left + right) / 2 == pytest.approx(
             np.mean([s[:, 0].mean() for s in spans]), abs=0.02
         )
@@ -145,7 +145,7 @@ def test_confusion(names, errors):
 
 
 def test_titles_carry_the_data():
-    """A figure's title is its caller's; none drops it."""
+    """Every figure shows the title that its caller gives."""
     images, labels, probabilities = predictions(2, 1)
     record = {f"{s}/{m}": 0.5 for s in ("train", "test") for m in ("loss", "accuracy")}
     drawn = [

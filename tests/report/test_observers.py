@@ -12,7 +12,7 @@ from mnist_flax.report.observers import Console, Pictures, WandB
 from mnist_flax.run.history import History
 from mnist_flax.sources import Split
 
-STEPS = 3  # an epoch
+STEPS = 3  # per epoch
 EVERY = {"augmentation", "confusion", "curves", "misclassified", "predictions"}
 
 
@@ -25,7 +25,7 @@ def random_split(count: int) -> Split:
 DATASET = Dataset(
     "mnist", "tfds", tuple("0123456789"), random_split(40), None, random_split(30), 0.13, 0.31
 )
-# The last 7 are taken for the next digit.
+# The last 7 are classified as the next digit.
 TEST = evaluate(
     8.0 * np.eye(10)[(DATASET.test.labels + (np.arange(30) >= 23)) % 10], np.arange(30) % 10
 )
@@ -45,7 +45,7 @@ def history(num_epochs: int) -> History:
 class TestPictures:
     @pytest.fixture
     def create(self, tmp_path):
-        """Creates pictures; what they report is in `create.said`."""
+        """Returns a function that creates `Pictures`; `create.said` collects what they report."""
         said = []
 
         def create(create_examples=lambda: (DATASET.train.images[0], DATASET.train.images[:29])):
@@ -70,7 +70,7 @@ class TestPictures:
     def test_a_run_without_augmentation_has_no_sheet(self, create, tmp_path):
         pictures = create(None)
         pictures.start(history(0))
-        # No epoch has been trained in this process, so those of the last are drawn now.
+        # This process has trained no epoch, so the last epoch's pictures are drawn now.
         pictures.finish(history(2), TEST, {}, {})
         wanted = EVERY - {"augmentation"}
         assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png" for name in wanted}
@@ -106,7 +106,7 @@ class TestPictures:
 
 
 class FakeTracker:
-    """Writes down what W&B is told."""
+    """Records the calls that would go to W&B."""
 
     def __init__(self):
         self.told = []
@@ -159,7 +159,7 @@ class TestWandB:
         pictures, *told = wandb.tracker.told
         assert pictures == ("log", 0, {"augmentation": "A"})
         assert [kind for kind, *_ in told] == ["steps", "log", "log"] * 2
-        assert told[3][1:3] == (4, [2.0, 2.25, 2.5])  # the second epoch's steps, from 1 on
+        assert told[3][1:3] == (4, [2.0, 2.25, 2.5])  # the second epoch's steps; steps count from 1
         np.testing.assert_allclose(told[3][3], [0.2, 0.225, 0.25], rtol=1e-6)
         step, numbers = told[4][1:]
         assert step == 6
@@ -226,7 +226,7 @@ class TestConsole:
         [
             (0, False, []),
             (2, False, ["Resuming after epoch 2 of 3"]),
-            (3, False, ["Resuming after epoch 3 of 3"]),  # killed before it was finished
+            (3, False, ["Resuming after epoch 3 of 3"]),  # killed after the last epoch
             (3, True, ["This run is finished; its pictures are drawn again"]),
         ],
     )

@@ -1,4 +1,4 @@
-"""What a report page holds and says; what a browser makes of it is tested beside."""
+"""The content of a report page; test_page_browser.py tests it in a browser."""
 
 import base64
 import html
@@ -21,14 +21,14 @@ SAMPLE = "SAMPLE of 80 MNIST digits, not MNIST"
 
 
 def noise(count: int) -> Split:
-    """Images that no compression makes smaller."""
+    """Returns images that cannot be compressed."""
     rng = np.random.default_rng(0)
     labels = np.arange(count, dtype=np.int32) % 10
     return Split(rng.integers(0, 256, (count, 28, 28, 1)).astype(np.uint8), labels)
 
 
 def logits_of(labels: np.ndarray, num_wrong: int) -> np.ndarray:
-    """Takes the last for the next class, ever surer."""
+    """Returns logits that are surer from image to image, and wrong for the last `num_wrong`."""
     predictions = (labels + (np.arange(len(labels)) >= len(labels) - num_wrong)) % 10
     return np.eye(10)[predictions] * np.linspace(1, 8, len(labels))[:, None]
 
@@ -39,7 +39,7 @@ def run_of(num_test=40, num_wrong=4, config=None, **changes):
 
 
 def text_of(page: str) -> str:
-    """The words of a page, without its scripts, its style and its tags."""
+    """Returns the text of a page, without scripts, styles and tags."""
     page = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
 
@@ -94,7 +94,7 @@ class TestWhatItSays:
 
     def test_it_asks_for_nothing_from_anywhere(self, page):
         urls = set(re.findall(r"(?:https?:)?//[\w.]+", re.sub(r"base64\": \"[^\"]*", "", page)))
-        assert {url for url in urls if "." in url} == {"http://www.w3.org"}  # SVG's name
+        assert {url for url in urls if "." in url} == {"http://www.w3.org"}  # SVG's namespace
         assert re.findall(r"(?:src|href)=\"(?!data:,)", page) == []
 
 
@@ -140,7 +140,7 @@ class TestWhatItHolds:
         expected = run.dataset.test.images[shown]
         np.testing.assert_array_equal(pixels.reshape(-1, 28, 28, 1), expected)
         assert data["digits"]["labels"] == run.dataset.test.labels[shown].tolist()
-        # Two of each class, a class after another.
+        # The first two images of each class, in the order of the classes.
         examples = shown[data["examples"]]
         assert examples.tolist() == list(range(20))
 
@@ -186,7 +186,7 @@ class TestWhatItHolds:
         assert render(run).count("<tr>") < 1_050
         for chart in content.charts(run):
             assert all(len(series["x"]) <= 1_000 for series in chart["series"])
-            assert chart["series"][1]["x"][-1] == 2  # the last epoch's
+            assert chart["series"][1]["x"][-1] == 2  # of the last epoch
 
     def test_without_augmentation_there_is_no_sheet(self):
         page = render(run_of(examples=None))
@@ -234,7 +234,7 @@ class TestItsSize:
         config = {**run.config, field: value}
         other = render(run._replace(config=config))
         assert expected in text_of(other) and expected not in text_of(page)
-        assert 'id="check"' in page  # compares the page's network with the run's results
+        assert 'id="check"' in page  # in which the page compares its network with the run's results
         assert ('id="check"' in other) == (field != "evaluation.num_views")
 
 

@@ -21,7 +21,7 @@ from tests.report.pages import (
     random_variables,
 )
 
-# A 3, in shares of the pad.
+# A 3, in fractions of the pad's side.
 THREE = [(0.3, 0.25), (0.5, 0.15), (0.7, 0.3), (0.5, 0.48), (0.72, 0.66), (0.5, 0.85), (0.27, 0.75)]
 SEVEN = [(0.25, 0.2), (0.75, 0.2), (0.45, 0.85)]
 CROSSED = [(0.35, 0.52), (0.65, 0.52)]
@@ -29,26 +29,26 @@ DRAWINGS = (
     [THREE],
     [SEVEN, CROSSED],
     [[(0.1, 0.1), (0.2, 0.12)]],
-)  # the last is small, at a corner
+)  # the last is a small stroke in a corner
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker")
 FASHION += ("Bag", "Ankle boot")
 
 
 @pytest.fixture
 def report(finished):
-    """The page that the command left."""
+    """The page that the command wrote."""
     return finished / "report.html"
 
 
 @pytest.fixture(scope="module")
 def classifier(finished):
-    """The network of that page's run, as `mnist_flax.predict` loads it."""
+    """The network of the same run, loaded by `mnist_flax.predict`."""
     return predict.load(str(finished))
 
 
 @pytest.fixture(scope="module")
 def bad_report(tmp_path_factory):
-    """The page of a bad run on the sample, with other names, norm and padding."""
+    """The page of a bad run on the sample, with other class names, norm and padding."""
     config = narrow()
     config.model.update(norm="group", norm_position="after", downsample="max", padding="SAME")
     test = Split(*(array[::5] for array in sample.load().test))
@@ -62,7 +62,7 @@ def bad_report(tmp_path_factory):
 
 
 def draw(page, points):
-    """Draws a stroke with the mouse, through points in shares of the pad."""
+    """Draws a stroke with the mouse, through points in fractions of the pad's side."""
     pad = page.locator("#pad")
     pad.scroll_into_view_if_needed()
     box = pad.bounding_box()
@@ -75,14 +75,14 @@ def draw(page, points):
 
 
 def shares(page):
-    """The probabilities that the bars show, once they stand still."""
+    """Waits until the bars stop moving; returns the probabilities that they show."""
     page.wait_for_timeout(300)
     script = "rows => rows.map(row => Number(row.style.getPropertyValue('--share')))"
     return np.array(page.locator("#bars li").evaluate_all(script))
 
 
 def save(page, folder):
-    """Saves the drawing, as the button does; returns the path of the PNG, and its pixels."""
+    """Saves the drawing with the page's button; returns the path of the PNG and its pixels."""
     with page.expect_download() as download:
         page.locator("#save").click()
     download.value.save_as(folder / "drawing.png")
@@ -92,7 +92,7 @@ def save(page, folder):
 
 
 def check_against_predict(page, classifier, path):
-    """Asserts that the page sees and says what `mnist_flax.predict` does, given the same pixels."""
+    """Asserts that the page reads and classifies the drawing as `mnist_flax.predict` does."""
     image = pictures.read(path)
     url = page.locator("#seen").evaluate("canvas => canvas.toDataURL()")
     seen = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
@@ -151,7 +151,7 @@ class TestPad:
             page.keyboard.press(key)
         path, ink = save(page, tmp_path)
         rows, columns = ink.nonzero()
-        assert np.ptp(rows) > 180 and np.ptp(columns) < 30  # a stroke downwards
+        assert np.ptp(rows) > 180 and np.ptp(columns) < 30  # a vertical stroke
         check_against_predict(page, classifier, path)
 
     def test_a_finger_draws_and_does_not_scroll(self, show, report):
@@ -171,7 +171,7 @@ class TestPad:
         page = show(request.getfixturevalue(path))
         page.wait_for_function("document.getElementById('check').textContent")
         text = page.locator("#check").inner_text()
-        assert "on 20 test images" in text or path == "bad_report"  # which recognises few
+        assert "on 20 test images" in text or path == "bad_report"  # it recognises fewer
         assert float(text.removesuffix(".").split()[-1]) < 1e-4
 
 
@@ -216,7 +216,7 @@ class TestCurves:
         plot = page.locator(".plot").first
         plot.scroll_into_view_if_needed()
         box = plot.bounding_box()
-        # The last epoch is at the right end.
+        # Point at the right end, which is the last epoch.
         page.mouse.move(box["x"] + box["width"] - 20, box["y"] + 100)
         tip = plot.locator(".tip")
         assert tip.locator("p").all_inner_texts() == [
@@ -228,7 +228,7 @@ class TestCurves:
         assert tip.is_hidden()
         assert plot.locator("svg > text.x").all_text_contents()[-1] == "epoch"
         legend = page.locator(".legend").first.locator("li").all_inner_texts()
-        assert [text.split()[0] for text in legend] == ["train", "test", "train,"]  # the faint last
+        assert [text.split()[0] for text in legend] == ["train", "test", "train,"]  # the faint one
         plot.focus()
         page.keyboard.press("Home")
         page.keyboard.press("ArrowRight")
@@ -250,19 +250,19 @@ class TestLayout:
         page = show(request.getfixturevalue(path), width=360, has_touch=True, is_mobile=True)
         command = page.locator(".command")
         assert command.evaluate("element => element.scrollWidth <= element.clientWidth")
-        command.locator("code").click()  # selects all of it, as it is
+        command.locator("code").click()  # selects the whole command
         words = page.locator(".command code").text_content()
         assert page.evaluate("getSelection().toString()") == words and "python" in words
         for button in page.get_by_role("button").all():
             box = button.bounding_box()
-            # WCAG 2.2 asks for 24 pixels.
+            # WCAG 2.2 requires 24 pixels.
             assert box is None or min(box["width"], box["height"]) >= 30
         recall = page.locator("#matrix tbody .recall").first
         recall.scroll_into_view_if_needed()
         right = recall.evaluate("cell => cell.getBoundingClientRect().right")
         assert re.fullmatch(r"[\d.]+\s%", recall.inner_text()) and right <= 360
         left = page.locator("#matrix tbody th").first.bounding_box()["x"]
-        assert 0 <= left < 20  # the class stays beside its row
+        assert 0 <= left < 20  # the row's class stays visible
         behind = page.locator("#behind")
         assert behind.evaluate("box => box.scrollHeight <= box.clientHeight")
 

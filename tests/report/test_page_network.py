@@ -1,4 +1,4 @@
-"""The network in the page, and the form that it brings drawings into, against JAX and Pillow."""
+"""The page's network agrees with JAX, and its way to prepare a drawing with Pillow."""
 
 import itertools
 
@@ -50,20 +50,20 @@ def assert_node_agrees(configs, images):
     given = {"networks": networks, "images": images.reshape(len(images), -1).tolist()}
     found = np.array(in_node(["network.js"], PREDICT, given))
     expected = np.array(expected)
-    assert expected.max(axis=-1).std() > 0.05  # they have something to agree on
-    # Sums in float32, which the last layer of `random_variables` enlarges.
+    assert expected.max(axis=-1).std() > 0.05  # the probabilities are not all alike
+    # The errors of sums in float32; the last layer of `random_variables` magnifies them.
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
 @pytest.fixture
 def images():
-    """Ten test digits, one of each class."""
+    """Ten test digits, one per class."""
     test = sample.load().test
     return test.images[[np.flatnonzero(test.labels == label)[0] for label in range(10)]]
 
 
 def test_every_network_agrees_with_jax(images, monkeypatch):
-    # XLA's own convolution: op by op, one program serves many combinations.
+    # Use XLA's own convolution: without `jit`, its programs are shared by many combinations.
     monkeypatch.setattr(conv, "conv_general_dilated", jax.lax.conv_general_dilated)
     assert_node_agrees([configured(narrow(), each) for each in COMBINATIONS], images)
 
@@ -76,7 +76,7 @@ def test_the_default_recipes_network_agrees_with_jax(norm, images):
 
 
 def strokes(rng, height, width):
-    """Blots of ink with soft edges, somewhere in a picture."""
+    """Draws blots of ink with soft edges at random places."""
     ink = np.zeros((height, width))
     y, x = np.mgrid[:height, :width]
     for _ in range(rng.integers(1, 12)):
@@ -93,9 +93,9 @@ def test_drawings_take_the_form_that_pillow_gives_them():
         drawings.append(np.zeros((side, side)))
         drawings[-1][at] = 200
     line = np.zeros((280, 280))
-    line[40:41, 10:270] = 255  # a twentieth of a pixel high when it is 20 wide
+    line[40:41, 10:270] = 255  # less than a tenth of a pixel high when scaled to 20 pixels wide
     half = np.zeros((280, 280))
-    half[60:260, 100:125] = 255  # 2.5 pixels wide, which are rounded to 3
+    half[60:260, 100:125] = 255  # 2.5 pixels wide when scaled, rounded to 3
     drawings += [line, line.T, half]
     drawings = [drawing for drawing in drawings if drawing.any()]
     assert len(drawings) > 40
@@ -103,7 +103,7 @@ def test_drawings_take_the_form_that_pillow_gives_them():
     form = "given.map(({ink, height, width}) => Array.from(toMnistForm(ink, width, height)))"
     found = np.array(in_node(["pad.js"], form, given), float).reshape(-1, 28, 28)
     expected = np.array([mnist_form(drawing) for drawing in drawings], float)
-    # A sum may fall to either side of a half.
+    # A sum near a half may be rounded up or down.
     assert np.abs(found - expected).max() <= 1
     assert (found != expected).mean() < 1e-3
 

@@ -55,13 +55,13 @@ def test_a_bar_on_a_terminal():
     while True:
         try:
             output += os.read(main, 4096)
-        except OSError:  # the terminal's other end is closed
+        except OSError:  # the other end of the terminal is closed
             break
     assert process.wait() == 0
     text = output.decode()
     for shown in ("epoch 1/2  50%", "epoch 2/2 100%", "loss 0.2500, accuracy 87.50%", "images/s"):
         assert shown in text
-    # The lines stand whole, each on its own, whatever the bar does around them.
+    # Every line is printed whole and alone, although the bar is redrawn in between.
     visible = [line.strip("\r").split("\r")[-1].strip() for line in text.split("\n")]
     assert [line for line in visible if line in LINES] == LINES
 
@@ -87,7 +87,7 @@ def test_time_left_counts_all_that_an_epoch_took(monkeypatch, capsys):
     clock = 1000.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock)
     shown = progress.Progress(3, 100)
-    clock += 500  # compiling, which says nothing of the epochs
+    clock += 500  # compiling, which must not count in the estimate
     shown.start_epoch(1)
     clock += 40  # 30 s of training and 10 s of evaluation
     record = {"epoch": 1, "seconds": 30.0, "images_per_second": 3.3}

@@ -17,7 +17,7 @@ from tests.wandb_log import OfflineRun
 
 
 def png() -> Future[bytes]:
-    """A picture that is drawn."""
+    """Returns a small picture, already drawn."""
     buffer = io.BytesIO()
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(buffer, "PNG")
     drawn: Future[bytes] = Future()
@@ -27,7 +27,7 @@ def png() -> Future[bytes]:
 
 @pytest.fixture
 def start(tiny_config, tmp_path, monkeypatch):
-    """Starts a tracker without login or proxies; what it prints is in `start.said`."""
+    """Returns a function that starts a tracker without a login; `start.said` has its output."""
     monkeypatch.setenv("NETRC", "/dev/null")
     for name in ("WANDB_API_KEY", "WANDB_MODE", "http_proxy", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -76,7 +76,7 @@ def test_an_offline_run_holds_everything(start, tmp_path):
 
 
 def test_what_the_real_command_leaves(run_main, tmp_path):
-    """Checkpoints as artifacts that can be loaded, the page, and what is drawn over epochs."""
+    """W&B has the page, checkpoints as artifacts that can be loaded, and epochs as an axis."""
     fields = {"mode": "offline", "log_model": "all", "job_type": "trial", "notes": "some notes"}
     arguments = [f"--config.wandb.{name}={value}" for name, value in fields.items()]
     run = tmp_path / "run"
@@ -89,13 +89,13 @@ def test_what_the_real_command_leaves(run_main, tmp_path):
         ["best", "latest"] if epoch == 1 or epoch == best else ["latest"] for epoch in (1, 2)
     ]
     for epoch, artifact in enumerate(written.artifacts, 1):
-        for entry in artifact.manifest.contents:  # put together as W&B's server would
+        for entry in artifact.manifest.contents:  # as W&B's server would assemble it
             path = tmp_path / f"{epoch}" / entry.path
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(entry.local_path, path)
         assert predict.load(str(tmp_path / f"{epoch}")).epoch == epoch
     assert written.axes["test/*"] == written.axes["test/accuracy"] == "epoch"
-    assert "train/loss" not in written.axes  # over steps, W&B's default
+    assert "train/loss" not in written.axes  # its axis is the step, W&B's default
     (page,) = (row["report"] for row in written.history if "report" in row)
     assert (written.folder / "files" / page["path"]).read_text() == (
         run / "report.html"
@@ -114,7 +114,7 @@ def test_online_without_a_login_is_kept_offline_and_said(start, tmp_path):
 
 
 def test_a_server_that_refuses_costs_no_wait_and_no_data(tmp_path):
-    """In a process of its own, for W&B reads its settings once."""
+    """This runs in its own process, because W&B reads its settings only once."""
     script = f"""
 import time, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -141,7 +141,7 @@ print("kept in", tracker.offline_folder)
 
 
 def test_a_service_that_hangs_is_given_up(tmp_path):
-    """W&B's process is stopped in its tracks; ours must still come to its end."""
+    """W&B's process is suspended; ours must still end."""
     script = f"""
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
@@ -162,7 +162,7 @@ tracker.log_steps(1, [0.5], [0.5])
 tracker.finish({{}})
 print("finished", flush=True)
 """
-    # Without what an earlier test's W&B has put there: the script has a service of its own.
+    # Leave out the variables that W&B set in an earlier test, so that the script starts a service.
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
@@ -176,7 +176,7 @@ print("finished", flush=True)
 
 
 def test_a_run_of_the_same_process_is_left_alone(tmp_path):
-    """As in a notebook that tracks something of its own, also where ours cannot start."""
+    """A notebook may have its own W&B run, which must survive even if ours cannot start."""
     script = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -206,7 +206,7 @@ own.finish()
 
 
 def test_the_next_run_of_the_same_process_finds_no_trace(tmp_path):
-    """As in a notebook that tracks something of its own afterwards."""
+    """A notebook may start its own W&B run afterwards."""
     script = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -248,13 +248,13 @@ assert "wandb" not in sys.modules
 
 def test_a_failure_is_said_once_and_stops_the_tracking(start, monkeypatch):
     tracker = start()
-    tracker.log(1, {"value": object()})  # W&B cannot take it
+    tracker.log(1, {"value": object()})  # W&B cannot log it
     tracker.log(2, {"value": object()})
     tracker.finish({})
     assert sum("W&B stopped" in line for line in start.said) == 1
 
 
-# What W&B cannot work with: environment variables, or files in the home folder by name.
+# Environment variables, or files in the home folder, that W&B rejects: value and reason by name.
 BAD = {
     "WANDB_API_KEY": ("changeme", "API key must have 40"),
     "WANDB_BASE_URL": ("garbage", "base_url: Input should be a valid URL"),
@@ -274,7 +274,7 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory):
-    """The folders of trackers that met them, by name, with what each said in `out`."""
+    """Starts a tracker with each of `BAD`; returns the folders, with the output in `out`."""
     folder = tmp_path_factory.mktemp("refused")
     script = """
 import json, os, pathlib, sys
@@ -332,7 +332,7 @@ def test_what_w_and_b_refuses_keeps_the_run_offline_and_is_said(refused, name, r
 
 
 def test_a_key_that_is_none_keeps_the_run_offline(run_main, tmp_path):
-    """With the real command: it says why, first and once."""
+    """The real command gives the reason once, in its first line about W&B."""
     done = run_main(
         *TINY,
         "--config.wandb.mode=auto",
