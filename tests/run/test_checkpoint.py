@@ -15,7 +15,7 @@ from mnist_flax.run.checkpoint import Checkpoints, cannot_save
 from mnist_flax.run.history import History
 from tests.runs import ROOT, environment, tiny
 
-STEPS = 3  # an epoch
+STEPS = 3  # per epoch
 
 
 def record(epoch, accuracy):
@@ -23,7 +23,7 @@ def record(epoch, accuracy):
 
 
 def histories(*accuracies):
-    """A history before the first epoch and after each."""
+    """Returns the history before the first epoch, and after each epoch."""
     found = [History("run", "digits")]
     for epoch, accuracy in enumerate(accuracies, 1):
         losses = np.random.default_rng(epoch).random(STEPS, np.float32)
@@ -44,7 +44,7 @@ def assert_same(ours, theirs):
 
 
 def create(config):
-    """Returns a state before the first step."""
+    """Returns the state before the first step."""
     schedule = optimizer.create_schedule(config.optimizer, STEPS, 1)
     return jax.jit(lambda seed: step.create_state(seed, config, (28, 28, 1), 10, schedule))(0)
 
@@ -96,7 +96,7 @@ def test_there_is_a_state_before_the_first_epoch(state, tmp_path):
     ("accuracies", "keep", "kept"),
     [
         ((0.1, 0.9, 0.3, 0.4, 0.5), 2, ["2", "4", "5"]),
-        ((0.1, 0.9, 0.3, 0.4, 0.9), 1, ["2", "5"]),  # the first of two as good
+        ((0.1, 0.9, 0.3, 0.4, 0.9), 1, ["2", "5"]),  # the first of two equally good ones
         ((0.1, 0.2, 0.3, 0.4, 0.5), 2, ["4", "5"]),
     ],
 )
@@ -109,7 +109,7 @@ def test_the_newest_and_the_best_are_kept(state, tmp_path, accuracies, keep, kep
     ("before", "after", "kept"),
     [
         ((0.1, 0.9, 0.3), (0.4, 0.5), ["2", "5"]),
-        ((0.1, 0.9, 0.3), (0.9, 0.5), ["2", "5"]),  # the first of two as good
+        ((0.1, 0.9, 0.3), (0.9, 0.5), ["2", "5"]),  # the first of two equally good ones
         ((0.1, 0.5, 0.3), (0.9, 0.4), ["4", "5"]),
     ],
 )
@@ -132,7 +132,7 @@ def test_best_is_by_validation_where_there_is_any():
 
 
 def test_any_damaged_file_is_noticed(state, tmp_path):
-    """Each file of the newest in turn: a flipped bit, cut off, emptied, or gone."""
+    """Each file of the newest checkpoint in turn has a flipped bit, is cut, emptied or removed."""
     chance = random.Random(0)
     whole = tmp_path / "whole"
     save(whole, state, 0.5, 0.75)
@@ -159,7 +159,7 @@ def test_any_damaged_file_is_noticed(state, tmp_path):
         assert len(said) == 1 and said[0].startswith(
             f"warning: the checkpoint {folder}/2 is damaged: "
         )
-        # Nothing is thrown away, and the place is free for the epoch to be saved again.
+        # The damaged checkpoint is kept, and its epoch can be saved again.
         assert names(folder) == ["1", "2.damaged"]
 
 
@@ -190,7 +190,7 @@ def test_a_first_one_that_was_interrupted_is_not_damaged(state, tmp_path):
 
 
 def test_another_network_does_not_fit(tmp_path):
-    """In a process of its own, since Orbax leaves coroutines that complain when they are freed."""
+    """This runs in its own process, because coroutines that Orbax leaves warn when freed."""
     script = f"""
 import pathlib
 from mnist_flax.errors import UserError

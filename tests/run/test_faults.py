@@ -1,4 +1,4 @@
-"""Faults of the machine around a run: real ones."""
+"""Real faults of the machine during a run."""
 
 import contextlib
 import os
@@ -13,13 +13,13 @@ import pytest
 
 from tests.runs import ROOT, TINY, assert_same_run, environment, epochs, going_on, records, summary
 
-# A user's own mounts: a small disk, and one that cannot be written.
+# Lets a user mount file systems: a small disk, and a read-only one.
 NAMESPACE = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
 
 
 @pytest.fixture
 def in_namespace(tmp_path):
-    """Runs a script that may mount; `run` in it is the command, `$dir` an empty folder."""
+    """Runs a shell script that may mount file systems, with a command `run` and a folder `$dir`."""
     ask = [*NAMESPACE, f"mount -t tmpfs none {tmp_path}"]
     if not shutil.which("unshare") or subprocess.run(ask, capture_output=True).returncode:
         pytest.skip("this system lets nobody mount a file system of their own")
@@ -41,7 +41,7 @@ def in_namespace(tmp_path):
 
 
 def test_a_full_disk_is_reported_and_costs_nothing(in_namespace, finished, tmp_path):
-    """It fills up in the second epoch; with room again, the run resumes."""
+    """The disk fills up after the first epoch; once there is room, the run resumes."""
     done = in_namespace("""
         mount -t tmpfs -o size=16m none $dir
         run --workdir=$dir/run >$out/log 2>$out/err &
@@ -63,7 +63,7 @@ def test_a_full_disk_is_reported_and_costs_nothing(in_namespace, finished, tmp_p
     assert line.startswith(f"error: epoch {reached + 1} cannot be saved in {tmp_path}/dir/run: ")
     assert "No space left on device" in line
     assert 1 <= reached < 4 and reached in epochs(full)
-    assert "cannot be saved" not in (tmp_path / "log").read_text()  # it is said once
+    assert "cannot be saved" not in (tmp_path / "log").read_text()  # it is reported only once
     assert f"Resuming after epoch {reached} of 4" in (tmp_path / "log2").read_text()
     assert_same_run(tmp_path / "after", finished)
 
@@ -91,7 +91,7 @@ def test_a_folder_of_somebody_else_is_reported(fork_main, tmp_path):
 
 
 def test_wandb_dies_in_mid_run(tmp_path):
-    """Its service is killed; the run continues, and says so once."""
+    """W&B's service is killed; the run continues and says so once."""
     arguments = (*TINY, "--config.wandb.mode=offline", f"--workdir={tmp_path}/run")
     with going_on(tmp_path / "log", *arguments) as run:
 
@@ -111,7 +111,7 @@ def test_wandb_dies_in_mid_run(tmp_path):
 
 @contextlib.contextmanager
 def endpoint(kind):
-    """A W&B address on loopback that refuses, or that takes requests and never answers."""
+    """Yields a W&B address on loopback that refuses connections, or never answers."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         if kind == "stalls":
@@ -122,7 +122,7 @@ def endpoint(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["refuses", "stalls"])
 def test_a_wandb_server_that(kind, tmp_path, run_main):
-    """Half a minute is what W&B is given to connect, beside the training."""
+    """W&B may take half a minute to connect, while the training goes on."""
     with endpoint(kind) as url:
         done = run_main(
             *TINY,

@@ -100,7 +100,7 @@ WANDB_TEXTS = st.text("aZ1é ,/\\#?%:\n\udcff", max_size=9) | st.integers(0, 140
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(WANDB_TEXTS, st.booleans())
 def test_what_is_allowed_is_what_wandb_takes(text, is_tag):
-    """By its own checks, and by the encoding of what it sends; no network is involved."""
+    """W&B's own checks accept the text, and it can be encoded; this needs no network."""
     if is_tag and fields.FIELDS["wandb.tags"].accepts((text,)):
         tags = [tag.strip() for tag in text.split(",")]
         wandb.Settings(run_tags=list(filter(None, tags))).to_proto()
@@ -164,7 +164,7 @@ def test_missing_and_unknown_fields():
     [("VALID", 28, False), ("VALID", 23, True), ("VALID", 25, False), ("SAME", 28, True)],
 )
 def test_feature_maps_are_followed_to_the_end(padding, first, accepted):
-    """Worked by hand: 28 - 23 + 1 = 6, less 1 for the 2x2 is 5, halved 2, and 2x2 leaves 1."""
+    """By hand: 28 - 23 + 1 = 6; a 2x2 kernel leaves 5, downsampling 2, another 2x2 kernel 1."""
     config = default.get_config()
     config.model.padding = padding
     config.model.channels = ((8, 8), (8,))
@@ -198,7 +198,7 @@ def test_known_overrides():
 
 
 def test_default_is_the_original():
-    """The table of the PyTorch original, spelt out."""
+    """The default recipe has every value of the PyTorch original."""
     config = default.get_config()
     flat = dict(itertools.chain(config.model.items(), config.optimizer.items()))
     assert (config.num_epochs, config.batch_size) == (20, 2048)

@@ -1,4 +1,4 @@
-"""The real command, interrupted in every way and started again."""
+"""The real command, interrupted in different ways and started again."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ def epochs_said(log):
 
 
 def stop(run, number):
-    """Sends a signal to a run, which must stop soon and say how to resume it."""
+    """Sends a signal to a run, which must stop soon and name the command that resumes it."""
     started = time.monotonic()
     run.send_signal(number)
     assert run.wait(120) == 128 + number
@@ -64,7 +64,7 @@ def test_what_a_run_leaves(finished):
 
 
 def test_killed_at_the_worst_moments(finished, run_main, tmp_path):
-    """SIGKILL while a checkpoint is being written, as soon as it is, and within an epoch."""
+    """SIGKILL comes while a checkpoint is being written, right after that, and within an epoch."""
     workdir = tmp_path / "run"
     checkpoints = workdir / "checkpoints"
 
@@ -79,18 +79,18 @@ def test_killed_at_the_worst_moments(finished, run_main, tmp_path):
     for number, moment in enumerate(moments):
         with going_on(tmp_path / f"log{number}", *TINY, f"--workdir={workdir}") as run:
             moment(run)
-        # What was said to be finished is there.
+        # The epochs that were reported as finished have been saved.
         assert max(epochs_said(run.output), default=0) <= epochs(workdir)[-1]
     reached = epochs(workdir)[-1]
     done = finish(run_main, workdir)
-    if reached < 4:  # else the last epoch was saved before the signal came
+    if reached < 4:  # otherwise the last epoch was saved before SIGKILL came
         assert f"Resuming after epoch {reached} of 4" in done.stdout
     assert_same_run(workdir, finished)
 
 
 @pytest.mark.slow
 def test_killed_at_random_25_times(run_main, tmp_path):
-    """Over one run of 40 epochs; prints what the kills hit."""
+    """One run of 40 epochs is killed 25 times; prints what the kills hit."""
     moments = random.Random(0)
     long = (*TINY, "--config.num_epochs=40", "--config.augment.enabled=True")
     workdir, whole = tmp_path / "run", tmp_path / "whole"
@@ -98,9 +98,9 @@ def test_killed_at_random_25_times(run_main, tmp_path):
     hits = []
 
     def being_written(since):
-        """A checkpoint under way; what an earlier kill left behind does not count."""
+        """Whether a checkpoint is being written; leftovers of earlier kills do not count."""
         for path in (workdir / "checkpoints").glob("*tmp*"):
-            with contextlib.suppress(FileNotFoundError):  # it is complete by now
+            with contextlib.suppress(FileNotFoundError):  # it is complete now, and renamed
                 if path.stat().st_ctime > since:
                     return True
         return False
@@ -109,7 +109,7 @@ def test_killed_at_random_25_times(run_main, tmp_path):
         done = max(epochs(workdir), default=0)
         started = time.time()
         with going_on(tmp_path / f"log{kill}", *long, f"--workdir={workdir}") as run:
-            if kill % 5 == 0:  # at the start, wherever that is
+            if kill % 5 == 0:  # soon after the start, at any moment
                 time.sleep(moments.uniform(0, 6))
             else:
                 wanted = moments.randrange(3)
@@ -122,7 +122,7 @@ def test_killed_at_random_25_times(run_main, tmp_path):
             run.wait()
         assert "Traceback" not in run.output
         said = epochs_said(run.output)
-        # Nothing is lost beyond the epoch in progress, none is trained twice.
+        # Only the epoch in progress is lost, and no epoch is trained twice.
         assert said == list(range(done + 1, done + 1 + len(said)))
         assert not said or said[-1] <= epochs(workdir)[-1]
         if (workdir / "metrics.jsonl").exists():
@@ -159,10 +159,10 @@ def test_a_second_run_is_refused_until_ctrl_c_stops_the_first(fork_main, tmp_pat
 
 
 def test_a_signal_stops_a_run_that_compiles(tmp_path):
-    """It waits for the program that XLA is at, and for none that is queued."""
+    """It waits for the program that XLA is compiling, and for none in the queue."""
     env = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_LOG_COMPILES": "1"}
     with going_on(tmp_path / "log", *TINY, f"--workdir={tmp_path}/run", **env) as run:
-        run.wait_for("_train_step")  # JAX names what it compiles
+        run.wait_for("_train_step")  # JAX prints the names of programs that it compiles
         run.send_signal(signal.SIGTERM)
         assert run.wait(120) == 143
     assert "stopped by SIGTERM" in run.output
@@ -185,11 +185,11 @@ def test_a_finished_run_is_only_drawn_again(finished, run_main, tmp_path):
 
 
 def test_more_epochs_extend_a_run(finished, run_main, tmp_path):
-    """Whose extension is stopped by a second Ctrl-C, which ends the process at once."""
+    """The extension is stopped by a second Ctrl-C, which ends the process at once, and resumed."""
     workdir = copy(finished, tmp_path / "run")
     with going_on(tmp_path / "log", *TINY, f"--workdir={workdir}", "--config.num_epochs=6") as run:
         run.wait_for("epoch 5/6")
-        assert not (workdir / "summary.json").exists()  # there is more to come
+        assert not (workdir / "summary.json").exists()  # the run is unfinished again
         run.send_signal(signal.SIGINT)
         run.wait_for("Ctrl-C stops at once")
         run.send_signal(signal.SIGINT)
@@ -240,7 +240,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_taken(finished, run
 
 
 def test_the_same_wandb_run_resumes(run_main, tmp_path):
-    """And what is kept offline after the last start has all numbers from the first step on."""
+    """The offline data of the last start contain every step from the first one."""
     workdir = tmp_path / "run"
     arguments = (*TINY, f"--workdir={workdir}", "--config.wandb.mode=offline")
     arguments += ("--config.num_epochs=3",)

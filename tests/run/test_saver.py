@@ -53,7 +53,7 @@ def test_an_abort_waits_for_some_time_only(state, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("fails", ["checkpoint", "metrics"])
 def test_what_cannot_be_saved_is_reported_once(state, tmp_path, fails):
-    """The disk may fill up with a checkpoint, or with the line in metrics.jsonl that follows."""
+    """Saving the checkpoint may fail, or adding the line to metrics.jsonl after it."""
 
     def no_room():
         raise OSError(28, "No space left on device")

@@ -1,4 +1,4 @@
-"""What a run tells those who watch it, in which order, and what is on the disk by then."""
+"""What a run tells its observers, in which order, and what is on the disk at that moment."""
 
 import threading
 
@@ -17,12 +17,12 @@ VERBS = ("start", "epoch", "finish", "abort")
 
 
 class Watched:
-    """Runs a small configuration in one folder, and writes down what observers are told.
+    """Runs a small configuration in one folder, and records what the observers are told.
 
     Attributes:
-      told: (verb, observer) in order.
-      seen: of each of them: finished epochs told, lines of metrics.jsonl, complete checkpoints,
-        whether there is a summary.json, and the name of the thread.
+      told: the calls as (verb, observer), in order.
+      seen: by call, for each time: the number of epochs in the history, the lines of metrics.jsonl,
+        the complete checkpoints, whether summary.json exists, and the name of the thread.
     """
 
     def __init__(self, workdir, monkeypatch):
@@ -65,7 +65,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
-    """A run of two epochs, the same for three, and once more: (told, seen) of each."""
+    """Runs two epochs, extends them to three, and starts again: (told, seen) of each start."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         watched = Watched(tmp_path_factory.mktemp("watched") / "run", monkeypatch)
         found = []
@@ -83,7 +83,7 @@ def test_observers_are_told_in_one_order(watched):
     new, resumed, finished = (told for told, _ in watched)
     assert new == every("start") + every("epoch") * 2 + every("finish")
     assert resumed == every("start") + every("epoch") + every("finish")
-    # A finished run is only drawn again. Its last epoch is drawn as one that ends.
+    # A finished run only draws its pictures and its page again, as after its last epoch.
     shown = (Pictures, Page, Console)
     assert finished == [
         *every("start", shown),
@@ -97,7 +97,7 @@ def test_numbers_are_on_the_disk_before_wandb_hears_of_them(watched):
         told = seen["epoch", kind]
         assert [now["lines"] for now in told] == lines
         assert [now["history"] for now in told] == [1, 2]
-        # An epoch is announced when its checkpoint is complete, beside the training.
+        # The observers hear of an epoch on the saving thread, once its checkpoint is complete.
         assert [now["checkpoints"] for now in told] == [[0, 1], [0, 1, 2]]
         assert {now["thread"] for now in told} == {"saving"}
     for kind, is_there in (
@@ -115,7 +115,7 @@ def test_a_run_that_resumes_starts_with_its_past(watched):
     for kind in KINDS:
         (start,) = seen["start", kind]
         assert (start["history"], start["lines"]) == (2, 2)
-        # Files takes back that the run is finished, before anybody else could say so.
+        # `Files` removes summary.json when the run resumes, before the next observers are told.
         assert start["summary"] == (kind in (Pictures, Files))
         assert [now["history"] for now in seen["epoch", kind]] == [3]
 
@@ -134,7 +134,7 @@ def test_those_who_watch_a_run_that_fails_are_told(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no longer finite in epoch 2"):
         watched.run(3)
     assert watched.told == every("start") + every("epoch") + every("abort")
-    # What was finished has been saved and told before the first of them hears of the end.
+    # The finished epoch is saved, and all observers are told, before the first hears of the end.
     assert watched.seen["abort", Pictures][0]["checkpoints"] == [0, 1]
     assert not (tmp_path / "run" / "summary.json").exists()
 
@@ -150,9 +150,9 @@ def test_an_epoch_that_is_not_on_the_disk_is_not_announced(tmp_path, monkeypatch
     told = [("epoch", Pictures), ("epoch", Files)]
     assert watched.told == every("start") + told + every("abort")
     out, err = capsys.readouterr()
-    assert "No space" not in out + err  # the command prints the error, and nobody before
+    assert "No space" not in out + err  # only the command prints the error
 
 
 def test_a_run_can_resume_in_the_same_process(watched):
-    """Which the fixture has done: the folder is free as soon as a run has ended."""
+    """The fixture has done it: a run unlocks its folder as soon as it ends."""
     assert [seen["start", Pictures][0]["history"] for _, seen in watched] == [0, 2, 3]

@@ -74,7 +74,7 @@ def test_checking_makes_nothing(tmp_path):
 
 
 def test_an_unwritable_folder_is_refused(tmp_path, monkeypatch):
-    # Root may write anywhere, so this stands in for the system's answer.
+    # Root may write anywhere, so fake the system's answer.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match="cannot be written"):
         check_workdir(str(tmp_path / "run"), {})

@@ -1,4 +1,4 @@
-"""The address of this host: what its name says, unless that leads to itself."""
+"""This host's address is that of its name, unless that is a loopback or another host's address."""
 
 import socket
 
@@ -9,7 +9,7 @@ from mnist_flax.runtime import addresses
 
 
 def outer():
-    """The addresses of this machine's interfaces that are not loopback ones."""
+    """Returns the addresses of this machine's interfaces, except loopback addresses."""
     found = [a.address for of_one in psutil.net_if_addrs().values() for a in of_one]
     return [a for a in found if a.count(".") == 3 and not a.startswith("127.")]
 
@@ -29,7 +29,7 @@ def test_processes_on_one_host_meet_on_loopback(monkeypatch, coordinator):
     assert addresses.own(coordinator) == "127.0.0.1"
 
 
-# Debian's, none, and that of another host, from a document (RFC 5737).
+# Debian's loopback address, none, and another host's (reserved for documentation, RFC 5737).
 @pytest.mark.parametrize("wrong", ["127.0.1.1", None, "192.0.2.1"])
 @pytest.mark.parametrize("coordinator", ["", "192.0.2.1", "no.such.name"])
 def test_a_name_that_misleads_is_passed_over(monkeypatch, wrong, coordinator):

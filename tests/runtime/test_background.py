@@ -108,7 +108,7 @@ def test_a_job_that_hangs_holds_nothing_up():
     assert time.monotonic() - started < 30
     may_fail.set()
     assert isinstance(late.exception(60), ValueError)
-    assert not said  # it has been given up
+    assert not said  # the job has been given up
 
 
 def test_python_exits_without_waiting_for_a_job_that_hangs():
@@ -161,7 +161,7 @@ def test_a_job_that_was_given_up_is_known_until_it_ends():
     [("raise UserError('enough')", 2, "error: enough\n"), ("print('Done')", 0, "Done\n")],
 )
 def test_a_command_leaves_a_job_that_it_gave_up(end, status, said):
-    """Which Python would end wherever it is, and whose own threads Python would wait for."""
+    """Python would stop the job anywhere, and wait for the threads that the job has started."""
     script = f"""
 import time
 from concurrent.futures import ThreadPoolExecutor

@@ -39,7 +39,7 @@ def test_programs_are_kept_in_a_folder_of_the_user(tmp_path, own):
 
 
 def test_machines_that_share_a_home_do_not_share_programs(tmp_path, monkeypatch):
-    """XLA compiles for the instructions of the CPU, and another may lack some of them."""
+    """XLA compiles for the instructions of this CPU, and another CPU may lack some of them."""
     info, names = tmp_path / "cpuinfo", set()
     monkeypatch.setattr(process, "_CPU_INFO", info)
     for flags in ("sse avx", "sse avx avx512f", "sse avx"):
@@ -87,7 +87,7 @@ def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
 
 
 def test_only_waiting_for_a_program_counts_as_compiling(monkeypatch):
-    """By a clock that the test turns: steps under way take 100 seconds, the compiler 7."""
+    """By a fake clock, steps in progress take 100 seconds, and the compiler another 7."""
     clock = [0.0]
 
     def finish_steps(under_way):
@@ -106,13 +106,13 @@ def test_only_waiting_for_a_program_counts_as_compiling(monkeypatch):
     program = compilation.Program(Late(), compiler)
     assert program("steps") == "next steps"
     assert (compiler.seconds, clock[0]) == (7, 107)
-    # It is there now, and nobody waits for the steps either.
+    # The program is compiled now, so neither it nor the steps are waited for.
     assert program("steps") == "next steps"
     assert (compiler.seconds, clock[0]) == (7, 107)
 
 
 def test_memory_counts_what_is_donated_once():
-    """Arguments, results and what is needed in between."""
+    """Memory is needed for arguments, results and temporaries; a donated argument is reused."""
     x, compiler = jnp.ones(2**20), compilation.Compiler()
 
     def needed(**options):

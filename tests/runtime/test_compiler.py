@@ -1,4 +1,4 @@
-"""Programs compiled in the background, and how a process ends while they are."""
+"""Compiling in the background, and how a process ends meanwhile."""
 
 import os
 import subprocess
@@ -60,7 +60,7 @@ def test_on_a_cpu_only_the_first_program_has_the_usual_priority():
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     def lower():
-        """Notes the priority at which the lowered program is compiled."""
+        """Returns a lowered program that records the priority at which it is compiled."""
         lowered = lower_double()
         return types.SimpleNamespace(compile=lambda: nices.append(nice()) or lowered.compile())
 
@@ -72,7 +72,7 @@ def test_on_a_cpu_only_the_first_program_has_the_usual_priority():
 
 @pytest.mark.parametrize("reason", ["a failed compilation", "Ctrl-C"])
 def test_a_process_ends_without_what_is_queued(reason):
-    """It waits only for what is being compiled: XLA cannot be interrupted."""
+    """It waits only for the program being compiled, because XLA cannot be interrupted."""
     script = f"""
 import os, signal, sys, threading, time
 from mnist_flax.runtime import signals

@@ -1,4 +1,4 @@
-"""The same numbers on any number of devices, which are virtual ones of a CPU here."""
+"""Results are the same on any number of devices; here these are virtual devices of a CPU."""
 
 import functools
 import subprocess
@@ -12,27 +12,27 @@ from mnist_flax.errors import UserError
 from mnist_flax.runtime import devices
 from tests.runs import ROOT, TINY, arrays, assert_close_run, environment
 
-# 3,990 images in batches of 400: the last has 390, which 8 devices do not divide.
+# 3,990 images in batches of 400: the last batch of 390 is no multiple of 8.
 UNEVEN = (
     *TINY,
     "--config.dataset.validation_size=10",
     "--config.batch_size=400",
     "--config.augment.enabled=True",
     "--config.num_epochs=1",
-    # Adam divides a gradient by its own size: without this, rounding would grow to a step.
+    # Adam divides a gradient by its size; a large eps keeps it from magnifying rounding errors.
     "--config.optimizer.eps=0.1",
 )
 
 
 def on_devices(count):
-    # No number of devices has another's programs: they are compiled with little effort.
+    # Each number of devices has its own programs, so compile them quickly.
     quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     return {**quick, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
 
 
 @pytest.fixture(scope="module")
 def run_on(run_main, tmp_path_factory):
-    """Runs on so many devices, once."""
+    """Runs once on each number of devices; returns the workdir and the output."""
 
     @functools.cache
     def run(count):
@@ -46,7 +46,7 @@ def run_on(run_main, tmp_path_factory):
 
 @pytest.mark.parametrize("count", [2, 8])
 def test_results_are_those_of_one_device(run_on, count):
-    """Augmentation, batch-norm statistics and the uneven last batch included."""
+    """This includes augmentation, batch-norm statistics and the uneven last batch."""
     alone, _ = run_on(1)
     together, output = run_on(count)
     assert f"Devices: {count} cpu" in output
@@ -55,7 +55,7 @@ def test_results_are_those_of_one_device(run_on, count):
 
 
 def test_on_eight_devices():
-    """Convolutions, steps, epochs, replicas and arrays; each is a test of its own there."""
+    """Runs tests/on_eight_devices.py in a process with eight devices."""
     tests = str(ROOT / "tests" / "on_eight_devices.py")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests],
@@ -103,7 +103,7 @@ def test_the_nearest_sizes_work(monkeypatch, batch_size, num_images, allowed):
 
 
 def test_one_device_needs_no_mesh():
-    """What is not lowered for the devices of a run computes as anywhere else."""
+    """Outside `devices.lower`, functions for several devices work as plain functions."""
     batch = np.arange(6.0).reshape(3, 2)
     np.testing.assert_array_equal(jax.jit(devices.spread)(batch), batch)
     assert devices.describe().startswith("Device: ")

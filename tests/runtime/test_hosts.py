@@ -1,4 +1,4 @@
-"""Two real processes on loopback, as on two hosts."""
+"""Two real processes, connected over loopback as two hosts would be."""
 
 import contextlib
 import signal
@@ -42,11 +42,11 @@ def test_two_processes_are_one_with_two_devices(run_main, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_resume_what_one_has_saved(run_main, tmp_path):
-    """Slurm gives the processes their ranks: JAX finds them by itself."""
+    """Slurm's variables give the processes their ranks, as on a cluster."""
     workdir = tmp_path / "run"
     assert run_main(*SHORT, f"--workdir={workdir}").returncode == 0
     slurm = {
-        "SLURM_JOB_ID": str(free_port()),  # the coordinator's port follows from it
+        "SLURM_JOB_ID": str(free_port()),  # the coordinator's port is derived from it
         "SLURM_STEP_NODELIST": "localhost",
         "SLURM_NTASKS": "2",
         "SLURM_STEP_NUM_TASKS": "2",
@@ -74,7 +74,7 @@ def test_two_processes_resume_what_one_has_saved(run_main, tmp_path):
 
 @pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_what_happens_to_one_of_a_pair_ends_both_and_they_resume(run_main, tmp_path, killed):
-    """One is killed; in the resumed pair, one gets a signal; then one process ends the run."""
+    """One is killed; the resumed pair is stopped by a signal to one; one process alone finishes."""
     workdir = tmp_path / "run"
     arguments = (*SHORT, f"--workdir={workdir}", "--config.num_epochs=5")
     with pair(tmp_path, *arguments) as runs:
@@ -87,7 +87,7 @@ def test_what_happens_to_one_of_a_pair_ends_both_and_they_resume(run_main, tmp_p
     errors = other.output[other.output.index("error: ") :].splitlines()
     assert errors[0].startswith("error: another process of the run failed or is gone (")
     assert "; to resume, start them all again: python" in errors[0]
-    # If process 0 dies, JAX may have begun to say so at the same moment.
+    # If process 0 dies, JAX may report it at the same moment.
     assert len(errors) == 1 or killed == 0
     reached = epochs(workdir)[-1]
     assert 1 <= reached < 5

@@ -39,9 +39,9 @@ class TestWhereHugePagesAreByRequest:
     def test_the_process_starts_again_once_and_gets_them(self):
         pid, lines = run()
         assert lines[:2] == ["started", "started"]
-        # The same process and arguments: a signal or a job's limit still finds it.
+        # Process id and arguments are the same, so signals and a job's limits still reach it.
         assert lines[2] == f"glibc.malloc.hugetlb=1 ['a b', '--c=1'] {pid}"
-        assert int(lines[3]) >= 200 * 1024  # KiB, of the block's 256 MiB
+        assert int(lines[3]) >= 200 * 1024  # KiB in huge pages; the block has 256 MiB
 
     def test_settings_of_the_user_stand(self):
         _, lines = run(GLIBC_TUNABLES="glibc.malloc.check=0")

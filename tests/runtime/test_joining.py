@@ -1,4 +1,4 @@
-"""How processes find each other, or learn that they are alone: real processes on loopback."""
+"""How real processes on loopback find each other, or learn that they are alone."""
 
 import contextlib
 import signal
@@ -11,7 +11,7 @@ import pytest
 
 from tests.runs import ROOT, TINY, environment, free_port, going_on
 
-# Joins, and prints what JAX was told: how many processes there are, and which GPUs it may see.
+# Joins, and prints what JAX was told: the number of processes and the GPUs it may use.
 JOIN = """
 import sys, time
 from mnist_flax.errors import UserError
@@ -58,7 +58,7 @@ def joined(*given, timeout=100, **options):
 
 
 def slurm(tasks, task, **more):
-    """The variables of a step on this host; the job has four tasks."""
+    """Returns Slurm's variables in a step on this host, of a job with four tasks."""
     step = {
         "SLURM_JOB_ID": "4242",
         "SLURM_NTASKS": "4",
@@ -77,7 +77,7 @@ def test_a_task_of_its_own_joins_nobody_and_has_all_gpus():
 
 
 def test_tasks_on_one_host_share_its_gpus():
-    port = str(free_port())  # JAX would derive one from the number of the job
+    port = str(free_port())  # JAX would derive one from the job's number
     gpus = {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "JAX_COORDINATOR_PORT": port}
     with joining(*ALONE, **slurm(2, 1, **gpus)) as other:
         first = joined(*ALONE, **slurm(2, 0, **gpus))
@@ -88,7 +88,7 @@ def test_tasks_on_one_host_share_its_gpus():
 
 
 def test_given_ranks_leave_all_gpus_to_a_task_of_slurm():
-    """Which JAX would not."""
+    """JAX itself would give the task only one of them."""
     cluster = (f"127.0.0.1:{free_port()}", 2)
     env = slurm(2, 0, CUDA_VISIBLE_DEVICES="0,1")
     with joining(*cluster, 1, **env) as other:
@@ -99,7 +99,7 @@ def test_given_ranks_leave_all_gpus_to_a_task_of_slurm():
 
 @pytest.mark.parametrize("installed", [False, True])
 def test_a_pod_of_kubernetes_joins_nobody(tmp_path, installed):
-    """With or without the package that JAX would use, and with no rights."""
+    """The package that JAX would use may be missing, or lack permissions."""
     pod = {"KUBERNETES_SERVICE_HOST": "192.0.2.1"}
     if installed:
         (tmp_path / "kubernetes.py").write_text(
@@ -110,7 +110,7 @@ def test_a_pod_of_kubernetes_joins_nobody(tmp_path, installed):
 
 
 def test_processes_that_jax_cannot_join_are_told_how():
-    """MPICH says nothing about where process 0 is."""
+    """MPICH does not tell a process the address of process 0."""
     error, alone = joined(*ALONE, PMI_SIZE="2", PMI_RANK="1")[1:]
     assert error == (
         "error: MPI started 2 processes, which JAX cannot join (coordinator_address should be "
@@ -121,7 +121,7 @@ def test_processes_that_jax_cannot_join_are_told_how():
 
 
 def test_a_rank_given_twice_ends_all():
-    """JAX would end them with a page of text and SIGABRT."""
+    """JAX itself would end them with a page of text and SIGABRT."""
     cluster = (f"127.0.0.1:{free_port()}", 3)
     with joining(*cluster, 1) as one, joining(*cluster, 1) as two:
         lines = [joined(*cluster, 0)]
@@ -145,7 +145,7 @@ def test_a_process_too_many_disturbs_nobody():
 
 @pytest.mark.parametrize("without", [(0, 1), pytest.param((1,), marks=pytest.mark.slow)])
 def test_devices_that_a_process_lacks_end_all(without):
-    """If others have them, JAX waits for two minutes."""
+    """If only some processes lack devices, JAX waits for two minutes first."""
     cluster = (f"127.0.0.1:{free_port()}", 2)
     env = [{"JAX_PLATFORMS": "nonsense" if rank in without else "cpu"} for rank in (0, 1)]
     with joining(*cluster, 1, seconds=200, **env[1]) as other:
@@ -216,7 +216,7 @@ def test_a_signal_ends_the_wait(tmp_path, number, process):
     arguments = (*TINY, f"--workdir={tmp_path}/run", *cluster, f"--process_id={process}")
     with going_on(tmp_path / "log", *arguments) as run:
         run.wait_for("Joining 2 processes, waiting up to 300 s")
-        time.sleep(0.5)  # so that JAX is at it
+        time.sleep(0.5)  # so that JAX is waiting
         started = time.monotonic()
         run.send_signal(number)
         assert run.wait(30) == 128 + number
@@ -250,7 +250,7 @@ program.run(main)
     ],
 )
 def test_what_one_process_alone_ends_with_ends_the_others(end, status, said):
-    """Who otherwise would wait for it, and it for them when JAX shuts down."""
+    """Otherwise they would wait for it, and it for them when JAX shuts down."""
     address = f"127.0.0.1:{free_port()}"
     processes = [
         subprocess.Popen(

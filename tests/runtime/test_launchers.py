@@ -1,4 +1,4 @@
-"""What launchers say to a process, and which GPUs it takes."""
+"""What launchers tell a process, and which GPUs it uses."""
 
 import pytest
 
@@ -17,7 +17,7 @@ MPICH = {"PMI_SIZE": "2", "PMI_RANK": "0", "MPI_LOCALNRANKS": "2", "MPI_LOCALRAN
 
 @pytest.fixture
 def env(monkeypatch):
-    """Sets variables; a launcher's own and those of GPUs are otherwise unset."""
+    """Sets variables after removing all variables of launchers and GPUs."""
     for prefix in ("SLURM", "OMPI", "PMI", "MPI", "CUDA", "ROCR"):
         for name in [name for name in launchers.os.environ if name.startswith(f"{prefix}_")]:
             monkeypatch.delenv(name)
@@ -39,7 +39,7 @@ def env(monkeypatch):
         ([SLURM, OPEN_MPI], "Open MPI", 2),  # mpirun within a step
         ([SLURM, {"SLURM_STEP_NUM_TASKS": "1"}], "Slurm", 1),
         ([SLURM, {"SLURM_STEP_NUM_TASKS": "1"}, MPICH], "MPI", 2),
-        # In a batch script, which is no step: the tasks are those that `srun` would start.
+        # In a batch script, which is not a step: the tasks are those that `srun` would start.
         ([{"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}], None, None),
         ([{"PMI_RANK": "0"}], None, None),
         ([{"PMI_SIZE": "many", "PMI_RANK": "0"}], None, None),
@@ -54,14 +54,14 @@ def test_who_started_it(env, groups, name, size):
 @pytest.mark.parametrize(
     ("variables", "gpus"),
     [
-        # One task per node has all the GPUs that it sees.
+        # One task per node uses all the GPUs that it sees.
         ({"SLURM_STEP_TASKS_PER_NODE": "1(x4)", "SLURM_LOCALID": "0", "SLURM_NODEID": "3"}, []),
         ({"SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_NODEID": "1"}, [2, 3]),
         ({"SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_NODEID": "1", "SLURM_LOCALID": "0"}, [0, 1]),
         ({"SLURM_STEP_TASKS_PER_NODE": "4"}, [1]),
-        # Three on one node, one on another.
+        # Three tasks on one node, one on another.
         ({"SLURM_STEP_TASKS_PER_NODE": "3,1", "SLURM_NODEID": "1"}, []),
-        # Slurm has given each task its own.
+        # Slurm has already given each task its own GPUs.
         ({"SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_GPUS_PER_TASK": "4"}, []),
         ({"SLURM_STEP_TASKS_PER_NODE": "4", "CUDA_VISIBLE_DEVICES": "2"}, []),
         ({"SLURM_STEP_TASKS_PER_NODE": "2(x2)", "CUDA_VISIBLE_DEVICES": "4,5"}, [1]),

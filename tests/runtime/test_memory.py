@@ -6,7 +6,7 @@ from mnist_flax.runtime import memory
 
 
 class Device:
-    """One that counts its own memory, as GPUs and TPUs do."""
+    """A fake device that reports its memory, as GPUs and TPUs do."""
 
     def memory_stats(self):
         return {"bytes_limit": 100, "bytes_in_use": 30}

@@ -1,4 +1,4 @@
-"""Standard streams of every kind that can go away, in every combination."""
+"""Standard streams that are closed or fail, in every combination."""
 
 import contextlib
 import itertools
@@ -11,7 +11,7 @@ import pytest
 
 from tests.runs import ROOT
 
-# It prints more than any buffer holds, and writes a file, which must get no stream's number.
+# Prints more than any buffer holds, and opens a file, which must not get a stream's number.
 SCRIPT = """
 import sys
 from mnist_flax.runtime import output
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there i
 
 @contextlib.contextmanager
 def stream(kind, path):
-    """A file descriptor of a kind; that of a stream to be closed is good."""
+    """Yields a file descriptor of a kind; a stream that is to be closed starts with a good one."""
     if kind in (NO_READER, GONE):
         there, here = os.pipe() if kind == NO_READER else pty.openpty()
         os.close(there)
@@ -80,7 +80,7 @@ def test_a_character_that_the_encoding_lacks():
 
 
 def test_a_slow_reader_of_a_pipe_that_does_not_block(tmp_path):
-    """Such a pipe refuses what is more than it holds; nothing of it is lost."""
+    """Such a pipe refuses output while it is full; nothing may be lost."""
     there, here = os.pipe()
     os.set_blocking(here, False)
     with subprocess.Popen(
@@ -91,7 +91,7 @@ def test_a_slow_reader_of_a_pipe_that_does_not_block(tmp_path):
     ) as process:
         os.close(here)
         with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(1)  # it waits for its reader
+            process.wait(1)  # it waits for the reader
         with open(there) as pipe:
             assert pipe.read().splitlines() == LINES
     assert process.returncode == 0

@@ -1,4 +1,4 @@
-"""Processes that report to the first one, as threads with real sockets."""
+"""Processes that report to the first one; here they are threads with real sockets."""
 
 import concurrent.futures
 import contextlib
@@ -14,7 +14,7 @@ from tests.runs import free_port
 
 @pytest.fixture
 def call():
-    """Returns a function that starts a process: its rank, the number of all, seconds to wait."""
+    """Returns a function that starts a process, given its rank, their number and a time limit."""
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         port = free_port()
 
@@ -34,7 +34,7 @@ def test_nobody_goes_on_before_all_have_come(call):
     assert not any(process.done() for process in (first, *others))
     for process in (call(2, 4), first, *others):
         process.result(30)
-    roll_call.listen(call.port).close()  # it is free for JAX
+    roll_call.listen(call.port).close()  # the port is free for JAX
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_nobody_waits_for_ever(call, rank):
 
 
 def test_who_answers_otherwise_is_not_process_0(call):
-    """JAX of another run, say, whose port it still is."""
+    """The port may still belong to the JAX of another run, for example."""
     with socket.create_server(("127.0.0.1", call.port)) as listener:
         other = call(1, 2)
         with contextlib.closing(listener.accept()[0]) as connection:

@@ -1,4 +1,4 @@
-"""Two hosts: network namespaces with names and host files of their own, joined by a cable."""
+"""Two hosts: network namespaces with their own names and host files, joined by a virtual cable."""
 
 import contextlib
 import itertools
@@ -14,7 +14,7 @@ from tests.runs import QUICK, SHORT, assert_close_run, epochs, pair
 
 NAMES, ADDRESSES = ("digits-a", "digits-b"), ("10.77.0.1", "10.77.0.2")
 NAMESPACES = tuple(f"{name}-{os.getpid()}" for name in NAMES)
-# What Debian's installer writes: a host's own name leads to itself.
+# What Debian's installer writes: a host's name resolves to a loopback address.
 DEBIAN = [f"127.0.0.1 localhost\n127.0.1.1 {name}\n" for name in NAMES]
 OTHERS = [f"{address} {name}\n" for address, name in zip(ADDRESSES, NAMES, strict=True)]
 PORTS = itertools.count(12_355)
@@ -29,14 +29,14 @@ def ip(*arguments):
 
 
 def in_host(host):
-    """The start of a command that runs there."""
+    """Returns the beginning of a command that runs on a host."""
     named = f'hostname {NAMES[host]} && exec "$@"'
     return ("ip", "netns", "exec", NAMESPACES[host], "unshare", "--uts", "sh", "-c", named, "sh")
 
 
 @pytest.fixture(scope="module")
 def hosts():
-    """Returns a function that writes their host files."""
+    """Creates the hosts; returns a function that writes their host files."""
     folders = [pathlib.Path("/etc/netns") / namespace for namespace in NAMESPACES]
     cables = [f"v{os.getpid()}{end}" for end in "ab"]
 
@@ -66,7 +66,7 @@ def hosts():
 
 
 def pair_of_hosts(folder, *arguments, coordinator=ADDRESSES[0]):
-    """The two processes of a run, one per host."""
+    """Starts the two processes of a run, one per host."""
     prefixes = (in_host(0), in_host(1))
     return pair(folder, *arguments, coordinator=f"{coordinator}:{next(PORTS)}", prefixes=prefixes)
 

@@ -29,7 +29,7 @@ def start():
     processes = []
 
     def start(mode):
-        """Starts the script; returns once it defers signals."""
+        """Starts the script; returns as soon as it defers signals."""
         process = subprocess.Popen(
             [sys.executable, "-c", SCRIPT, mode],
             cwd=ROOT,
@@ -66,7 +66,7 @@ def test_a_second_ctrl_c_ends_the_process_at_once(start, first):
     process.send_signal(first)
     while process.stdout.readline() != f"received {first.value}\n":
         assert process.poll() is None
-    process.send_signal(signal.SIGTERM)  # some senders repeat it
+    process.send_signal(signal.SIGTERM)  # some senders repeat the signal
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.3)
     process.send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""The watchdog between real sockets: who is silent, gone, or has said goodbye."""
+"""The watchdog, with real sockets: a process is silent, gone, or has said goodbye."""
 
 import contextlib
 import queue
@@ -14,7 +14,7 @@ TOKEN = b"0123456789abcdef"
 
 @pytest.fixture
 def lost(monkeypatch):
-    """The reasons that were given; half a second of silence counts."""
+    """A queue of the reasons that are reported; half a second of silence is enough."""
     monkeypatch.setattr(watchdog, "SECONDS", 0.5)
     monkeypatch.setattr(watchdog, "_connections", [])
     yield queue.SimpleQueue()
@@ -24,7 +24,7 @@ def lost(monkeypatch):
 
 @pytest.fixture
 def other(lost):
-    """The end of another process that this one, the first, watches."""
+    """The connection of another process, which this one, as process 0, watches."""
     with watchdog.listen("127.0.0.1") as listener:
         watchdog.watch_others(listener, TOKEN, lost.put)
         with socket.create_connection(listener.getsockname()) as connection:
@@ -39,7 +39,7 @@ def test_a_stranger_is_turned_away(lost, sent):
         with socket.create_connection(listener.getsockname(), timeout=5) as stranger:
             stranger.sendall(sent)
             with contextlib.suppress(ConnectionError):
-                assert stranger.recv(1) == b""  # at once, or after its silence
+                assert stranger.recv(1) == b""  # closed at once, or after its silence
         time.sleep(1)
         assert lost.empty()
 
