@@ -1,4 +1,4 @@
-"""MNIST itself, where its files are at hand."""
+"""The whole of MNIST, for tests that are skipped without its files."""
 
 import pytest
 

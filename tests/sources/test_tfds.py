@@ -34,7 +34,7 @@ NAMES = [
 def test_mnist(whole_mnist):
     assert whole_mnist.train.images.shape == (tfds.TRAIN_SIZE, 28, 28, 1) == (60_000, 28, 28, 1)
     assert whole_mnist.test.images.shape == (tfds.TEST_SIZE, 28, 28, 1) == (10_000, 28, 28, 1)
-    # What every MNIST tutorial quotes.
+    # MNIST's first labels and the sizes of its test classes are well known.
     assert whole_mnist.train.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert np.bincount(whole_mnist.test.labels).tolist() == [
         *(980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
@@ -64,16 +64,16 @@ def test_damaged_files_are_named(mnist_dir, tmp_path, name, damage):
     expected = {"missing": "No such file", "flipped": "SHA-256"}.get(damage, "bytes expected")
     assert expected in message
     if damage != "missing":
-        assert (tmp_path / name).exists()  # the user's own file is left alone
+        assert (tmp_path / name).exists()  # the user's own file is kept
 
 
 @pytest.mark.parametrize(
     ("place", "name"),
     [
         ("", "{}"),
-        ("", "{}.gz"),  # unpacked on the way, as browsers do, but for the name
+        ("", "{}.gz"),  # unpacked by a browser, which kept the name
         ("raw", "{}"),
-        ("MNIST/raw", "{}"),  # torchvision's, which has the packed files beside them
+        ("MNIST/raw", "{}"),  # torchvision's folder, which also has the gzipped files
     ],
 )
 def test_unpacked_files(mnist_dir, whole_mnist, tmp_path, place, name):
@@ -89,7 +89,7 @@ def test_unpacked_files(mnist_dir, whole_mnist, tmp_path, place, name):
 def test_unpacked_files_are_checked_by_content(mnist_dir, tmp_path):
     for file in NAMES:
         content = bytearray(gzip.decompress((mnist_dir / file).read_bytes()))
-        # A dot, as some copies have, is the same file.
+        # Some copies have a dot in the name instead of a hyphen.
         (tmp_path / file.removesuffix(".gz").replace("-idx", ".idx")).write_bytes(content)
     with pytest.raises(UserError, match=r"idx3-ubyte: it is MNIST's, not that of kmnist"):
         tfds.load("kmnist", "", str(tmp_path))
@@ -100,7 +100,7 @@ def test_unpacked_files_are_checked_by_content(mnist_dir, tmp_path):
 
 
 def test_a_host_that_never_answers(monkeypatch):
-    """A listener that accepts and is silent, which only a time limit can tell."""
+    """The host accepts connections and is silent, so only a time limit helps."""
     monkeypatch.setattr(tfds, "_REACH_SECONDS", 0.5)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as silent:
@@ -110,7 +110,7 @@ def test_a_host_that_never_answers(monkeypatch):
 
 @pytest.fixture
 def no_names(monkeypatch):
-    """No name can be looked up, and no variable is set but a proxy that refuses."""
+    """Name look-ups fail, and the only proxy variable set is for https, whose proxy refuses."""
     look_up = socket.getaddrinfo
 
     def refuse(host, *args, **options):
@@ -162,7 +162,7 @@ def test_the_reason_is_the_reason(monkeypatch, no_names, variables, reason):
     st.text("a1é.:/@[]%#? \n\\ﬀ-", max_size=12), st.sampled_from(["", "http://", "//", "socks5://"])
 )
 def test_no_proxy_is_too_odd(no_names, text, scheme):
-    """Whatever it is, the answer is a reason in one line."""
+    """Whatever the proxy variable holds, the problem is reported in one line."""
     with unittest.mock.patch.dict("os.environ", http_proxy=f"{scheme}{text}"):
         problem = tfds._find_problem("http://127.0.0.1:9/digits.gz")
     assert problem.startswith("cannot be reached (") and "\n" not in problem, problem
@@ -170,7 +170,7 @@ def test_no_proxy_is_too_odd(no_names, text, scheme):
 
 
 def test_a_certificate_bundle_that_is_gone(fork_main, tmp_path):
-    """With the real command."""
+    """The real command reports it as one line."""
     done = fork_main(
         "--config.dataset.source=tfds",
         f"--config.dataset.data_dir={tmp_path}",
@@ -207,7 +207,7 @@ def test_a_folder_of_files_needs_no_cache(mnist_dir, tmp_path):
 
 
 class TestDownload:
-    """Through TFDS's own DownloadManager, from a real server on loopback."""
+    """Downloads through TFDS's own DownloadManager from a real server on loopback."""
 
     CONTENT = gzip.compress(b"some digits")
 
@@ -238,7 +238,7 @@ class TestDownload:
 
     @pytest.fixture
     def builder(self, server, tmp_path, monkeypatch):
-        """Stands for a TFDS builder whose one file is on the server."""
+        """A fake TFDS builder, with one file that is on the server."""
         from tensorflow_datasets.core.download.checksums import UrlInfo
 
         monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -281,7 +281,7 @@ class TestDownload:
         assert error.value.files == ("digits.gz",)
 
     def test_a_network_that_wants_a_login(self, builder, server):
-        """It answers whatever is asked for with its own page."""
+        """The network answers every request with its own page."""
         server.content = b"<html>Welcome! Please log in</html>"
         server.headers = {"Content-Type": "text/html; charset=utf-8"}
         with pytest.raises(UnreachableError, match=r"answered with a web page, not with a file"):
@@ -305,7 +305,7 @@ class TestDownload:
             self.download(builder)
 
     def test_a_download_that_stalls(self, builder, server, monkeypatch):
-        """Halfway, of a host that has answered before."""
+        """The host answers, and then stops halfway."""
         monkeypatch.setattr(tfds, "_STALL_SECONDS", 0.5)
         server.length = len(self.CONTENT) + 1
         server.may_go_on.clear()

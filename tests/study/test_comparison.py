@@ -6,7 +6,7 @@ from mnist_flax.study import comparison
 from mnist_flax.study.comparison import CONFIDENCE, POWER, compare, mean_interval
 
 LAYER_NORM, BASE = [177, 116, 170, 199], [48, 94, 49, 46]
-SPREADS = {  # standard deviations of the errors: of the base and of three variants
+SPREADS = {  # standard deviations of the errors of the base and of three variants
     "all recipes vary equally": (5, 5, 5, 5),
     "the base varies more": (15, 5, 5, 5),
     "one variant varies more": (5, 15, 5, 5),
@@ -15,7 +15,7 @@ SPREADS = {  # standard deviations of the errors: of the base and of three varia
 
 
 def standardized(n, mean=0.0, deviation=1.0):
-    """Errors whose log(errors + 0.5) have exactly this mean and standard deviation."""
+    """Returns `n` errors whose log(errors + 0.5) have exactly this mean and deviation."""
     z = np.linspace(-1, 1, n)
     return np.exp(mean + deviation * z / z.std(ddof=1)) - 0.5
 
@@ -25,7 +25,7 @@ def critical_value(result, errors):
 
 
 def test_interval_by_hand():
-    """Of 1..5: mean 3, standard deviation 1.5811, its error 0.7071; t(0.975, 4) = 2.7764."""
+    """1..5 have the mean 3 and the standard error 1.5811 / sqrt(5); t(0.975, 4) = 2.7764."""
     interval = mean_interval([1, 2, 3, 4, 5])
     assert interval == pytest.approx((3, 3 - 2.7764 * 0.70711, 3 + 2.7764 * 0.70711, 5), rel=1e-4)
 
@@ -43,18 +43,18 @@ def test_equal_values_have_no_interval():
 
 
 def test_ratio_by_hand():
-    """With 0.5 added: 8 and 32, geometric mean 16; 32 and 128, geometric mean 64."""
+    """With 0.5 added, 8 and 32 have the geometric mean 16; 32 and 128 have 64."""
     (result,) = compare([7.5, 31.5], [[31.5, 127.5]])
     assert (result.ratio, result.base) == pytest.approx((4, 16))
     assert (result.n, result.n_base) == (2, 2)
     assert result.difference(result.ratio) == pytest.approx(48)
-    # Errors of the means: log(4) / 2 each. The interval is symmetric about the ratio's logarithm.
+    # Both means have the standard error log(4) / 2; log(ratio) is the centre of its interval.
     assert result.low * result.high == pytest.approx(16)
 
 
 @pytest.mark.parametrize(("num_variants", "expected"), [(1, 1.96), (2, 2.21), (3, 2.35), (9, 2.69)])
 def test_many_replicas_have_the_critical_values_of_dunnetts_table(num_variants, expected):
-    """Dunnett (1964), two-sided, 5 %, infinite degrees of freedom."""
+    """Source: Dunnett (1964), two-sided, 5 %, infinite degrees of freedom."""
     group = standardized(4_000)
     result, *_ = compare(group, [group] * num_variants)
     assert critical_value(result, [4_000**-0.5] * 2) == pytest.approx(expected, abs=0.02)
@@ -81,7 +81,7 @@ def test_many_equal_spreads_are_tested_as_by_dunnett():
 
 
 def probability_of_smaller(t, errors, degrees):
-    """Integrates the probability that no |t| is above `t`.
+    """Computes the probability that no |t| exceeds `t`, by integration.
 
     Given the mean and the variance of the base, the variants are independent. Given its variance
     too, a variant's mean is normal. The variances are integrated over their quantiles.
@@ -123,11 +123,11 @@ def test_simulated_distribution_agrees_with_integration():
 
 
 def test_obvious_difference_is_found():
-    """Four replicas each; the paired t-test with Bonferroni's correction found p = 0.104."""
+    """With four replicas each, the paired t-test with Bonferroni's correction gave p = 0.104."""
     others = [60, 55, 70, 48], [52, 60, 41, 77]
     result, *rest = compare(BASE, [LAYER_NORM, *others])
     assert result.is_found and result.p < 0.01 and result.is_apart
-    # Logarithms of errors + 0.5: means 4.04290 and 5.09285.
+    # The logarithms of errors + 0.5 have the means 4.04290 and 5.09285.
     assert result.ratio == pytest.approx(np.exp(5.09285 - 4.04290), rel=1e-4)
     assert 1.4 < result.low < result.high < 5.6
     assert not any(other.is_found or other.is_apart for other in rest)
@@ -141,7 +141,7 @@ def test_p_and_interval_agree():
         for result in compare(base, variants):
             assert result.is_found == (result.low > 1 or result.high < 1)
             assert result.low < result.ratio < result.high and 0 < result.p <= 1
-            # Whatever could have been found four times in five was found if it was observed.
+            # An observed difference of a size that is found four times in five must be found.
             if abs(result.difference(result.ratio)) >= result.detectable:
                 assert result.is_found
             found.append(result.is_found)
@@ -186,10 +186,10 @@ def test_unequal_numbers_zero_errors_and_means_over_epochs():
 
 @pytest.fixture
 def found(monkeypatch):
-    """Returns which variants `compare` finds in each simulated study.
+    """Returns a function that simulates studies: bool `[studies, variants]`, found or not.
 
-    With its own draws for each study, a few hundred are enough: p is exact for any number of
-    draws, and only their seed, if it were the same for all studies, would need many.
+    Each study has its own seed, so a few hundred draws are enough: p is exact for any number of
+    draws. Only if all studies had the same seed would many draws be needed.
     """
     monkeypatch.setattr(comparison, "_NUM_DRAWS", 999)
 
@@ -205,19 +205,19 @@ def found(monkeypatch):
 
 
 def normal(rng, means, deviations, n):
-    """Errors in whole numbers, from normal distributions."""
+    """Draws whole numbers of errors from normal distributions."""
     return rng.normal(means, deviations, (n, len(means))).round().clip(0).T
 
 
 def lognormal(rng, mean, deviations, n):
-    """Errors with the same geometric mean, so that no recipe differs from the base."""
+    """Draws errors with the same geometric mean, so that no recipe differs from the base."""
     return mean * np.exp(rng.normal(0, np.divide(deviations, mean), (n, len(deviations)))).T
 
 
 @pytest.mark.parametrize("deviations", SPREADS.values(), ids=SPREADS)
 @pytest.mark.parametrize("n", [3, 5])
 def test_false_positives(found, n, deviations):
-    """At most 5 % of studies find any difference where there is none."""
+    """If there is no difference, at most 5 % of studies find one."""
     rng, num_studies = np.random.default_rng(n), 3_000
     share = found(lambda: lognormal(rng, 62, deviations, n), num_studies).any(1).mean()
     assert share < 0.05 + 3 * (0.05 * 0.95 / num_studies) ** 0.5
@@ -233,9 +233,9 @@ def pooled_t(samples):
 
 
 def test_dunnetts_test_itself_has_more_false_positives_where_variances_differ():
-    """The reason why `compare` does not pool: 13 % if the base varies three times as much.
+    """`compare` does not pool because of these 13 % if the base varies three times as much.
 
-    2.59 is the critical value for three comparisons and 16 degrees of freedom (Dunnett, 1964).
+    The critical value for three comparisons and 16 degrees of freedom is 2.59 (Dunnett, 1964).
     """
     rng = np.random.default_rng(0)
     shares = []
@@ -256,10 +256,10 @@ def test_dunnetts_test_itself_has_more_false_positives_where_variances_differ():
 
 @pytest.mark.parametrize(("n", "least"), [(3, 0.09), (5, 0.33), (8, 0.65)])
 def test_power(found, n, least):
-    """The base makes 62 ± 5 errors, and one of three variants 8 more.
+    """The base makes 62 ± 5 errors, and one of three variants makes 8 more.
 
-    The paired t-test with Bonferroni's correction reaches 0.08, 0.24 and 0.55, Welch's with the
-    same correction 0.09, 0.32 and 0.67.
+    The paired t-test with Bonferroni's correction finds the difference in 0.08, 0.24 and 0.55 of
+    studies, Welch's t-test with the same correction in 0.09, 0.32 and 0.67.
     """
     rng = np.random.default_rng(n)
     shares = found(lambda: normal(rng, [62, 70, 62, 62], 5, n), 1_500).mean(0)
@@ -281,5 +281,5 @@ def test_detectable_difference_is_found_four_times_in_five(monkeypatch, found, d
     shares = found(
         lambda: np.exp(rng.normal(means, all_deviations, (n, 4))).T - 0.5, num_studies
     ).mean(0)
-    # Three standard errors, and the few studies lost to having only 999 draws.
+    # Three standard errors, and a bit for the power that is lost with only 999 draws.
     assert shares[0] == pytest.approx(POWER, abs=3 * (0.16 / num_studies) ** 0.5 + 0.01)

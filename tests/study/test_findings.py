@@ -1,4 +1,4 @@
-"""Findings about made-up replicas, so that all numbers are known."""
+"""Findings about made-up replicas, whose numbers are known."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from tests.study.test_store import create
 
 SEEDS = range(5)
 LABELS = np.arange(1_000, dtype=np.int32) % 10
-# Test errors of 1,000, one number per seed.
+# Errors in 1,000 test images, one number per seed.
 ERRORS = {
     "base": [100, 104, 96, 101, 99],
     "worse": [120, 125, 115, 121, 121],
@@ -26,7 +26,7 @@ ERRORS = {
 
 @pytest.fixture
 def study(tiny_config, tmp_path):
-    """Writes the findings of replicas; returns the words, the text and the numbers."""
+    """Writes findings about replicas; returns their words, study.md and study.json's content."""
     split = data.Split(np.zeros((1_000, 28, 28, 1), np.uint8), LABELS)
     names = tuple(map(str, range(10)))
     folder = Workdir(str(tmp_path / "made up"), tiny_config.to_dict())
@@ -69,7 +69,7 @@ def test_words_follow_the_numbers(study):
     words, text, _ = study(replicas_of(ERRORS))
     by_name = {line.partition(":")[0]: line for line in words}
     assert by_name["base"] == "base: 90.000 % test accuracy (n = 5)"
-    # Geometric means of errors + 0.5: 100.466, 120.857, 100.169 and 90.652.
+    # The geometric means of errors + 0.5 are 100.466, 120.857, 100.169 and 90.652.
     assert by_name["worse"].startswith(
         "worse: worse than the base (n = 5): 1.20 times the base's errors (1.14 to 1.27), "
         "-2.039 points, p < 0.001"
@@ -88,11 +88,11 @@ def test_words_follow_the_numbers(study):
 
 def test_the_table_by_hand(study):
     _, text, content = study(replicas_of(ERRORS, seconds=1_502.54))
-    # Of 100, 104, 96, 101, 99: standard deviation 2.9155, its error 1.3038, times 2.7764.
+    # 100, 104, 96, 101, 99: standard deviation 2.9155, standard error 1.3038, times t = 2.7764.
     assert cells(text, "base") == [
         *("base", "5", "90.000", "90.000 ± 0.362", "100.0 ± 3.6", "", "", "1,502.5", "1.0")
     ]
-    # Ratio 1.20297 of geometric means, 1.13674 to 1.27305, and 10.0466 points of errors.
+    # The ratio of geometric means is 1.20297 (1.13674 to 1.27305); the base has 10.0466 % errors.
     assert cells(text, "worse")[5:7] == ["-2.039 (-2.743 to -1.374)", "< 0.001"]
     result = content["recipes"][-1]["comparison_with_base"]
     gains = [10.04661 * (1 - result[name]) for name in ("ratio", "high", "low")]
@@ -110,7 +110,7 @@ def test_interval_excludes_zero_exactly_where_a_difference_is_found(study):
 
 
 def test_the_original_layer_norm_is_worse(study):
-    """Of four replicas each, layer norm made 2.9 times the errors: obvious, so it is found."""
+    """With four replicas each, layer norm made 2.9 times the errors: that must be found."""
     errors = {"base": [48, 94, 49, 46], "layer norm": [177, 116, 170, 199]}
     errors |= {"max pooling": [60, 55, 70, 48], "no augmentation": [52, 60, 41, 77]}
     words, _, _ = study(replicas_of(errors), names_of_recipes=tuple(errors))
@@ -119,7 +119,7 @@ def test_the_original_layer_norm_is_worse(study):
 
 
 def test_no_difference_is_never_claimed_where_results_do_not_overlap(study):
-    """Errors 130, 90, 160 and 350, 170, 220: too few and too scattered for p < 0.05."""
+    """The three results of each recipe are too few and too scattered for p < 0.05."""
     errors = {"base": [130, 90, 160], "worse": [350, 170, 220]}
     words, _, content = study(replicas_of(errors))
     (line,) = [line for line in words if line.startswith("worse")]
@@ -135,7 +135,7 @@ def test_too_few_replicas_say_so(study):
     (line,) = [line for line in words if line.startswith("worse")]
     assert line.startswith("worse: no difference found (n = 2): ")
     assert line.endswith("; so few replicas could not have shown any difference reliably")
-    # Accuracy cannot fall below 0, whatever the interval of the ratio.
+    # Accuracy cannot fall below 0, however wide the ratio's interval is.
     low = float(re.search(r"\((.+) to", cells(text, "worse")[5])[1])
     assert low == pytest.approx(-100 + 100 * (10.5 * 400.5) ** 0.5 / 1_000, abs=1e-3)
 
@@ -153,7 +153,7 @@ def test_the_text_describes_the_method(study):
 
 
 def test_a_part_of_a_study_says_so(study):
-    some = replicas_of(ERRORS)[:7]  # the base and two seeds of the second
+    some = replicas_of(ERRORS)[:7]  # the base, and two seeds of the second recipe
     words, text, content = study(some)
     assert "**7 of 20 replicas are finished.**" in text
     assert len(content["recipes"]) == 2
@@ -198,14 +198,14 @@ def test_pictures_are_drawn(study):
     study(replicas_of(ERRORS))
     with Image.open(study.path / "figures" / "study.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-    # The colours of better and of worse.
+    # The colours for better and for worse.
     for color in ((0x1A, 0x98, 0x50), (0xD7, 0x30, 0x27)):
         assert (pixels == color).all(1).sum() > 100
     assert not (study.path / "figures" / "ensemble.png").exists()
 
 
 def test_ensembles_of_the_replicas(study):
-    """Networks that each miss other images, and are unsure there: together they miss none."""
+    """Each network misses other images and is unsure of them: together they miss none."""
     study.config.study.ensemble_size = 3
     replicas = replicas_of({"base": ERRORS["base"]})
     for replica in replicas:

@@ -1,4 +1,4 @@
-"""Replicas that are trained together are the runs of their seeds, each trained alone."""
+"""Replicas trained together give the same results as runs with their seeds, trained alone."""
 
 import jax
 import numpy as np
@@ -20,8 +20,8 @@ SEEDS = [3, 8]
 def config():
     config = tiny()
     config.batch_size = 48
-    config.optimizer.eps = 0.1  # Adam divides a gradient by its size: rounding would grow
-    config.augment.interpolation = "bilinear"  # of which no pixel falls to the other side
+    config.optimizer.eps = 0.1  # Adam divides by a gradient's size: this limits rounding errors
+    config.augment.interpolation = "bilinear"  # so that rounding cannot select another pixel
     config.optimizer.ema_decay = 0.5
     config.evaluation.num_views = 2
     return config
@@ -29,7 +29,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def dataset(config):
-    """Of two batches, the second with 34 images."""
+    """A data set of two batches, the second with 34 images."""
     return small_dataset(config, 82)
 
 
@@ -47,7 +47,7 @@ def alone(config, dataset, placed):
 
 @pytest.fixture(scope="module")
 def create(config, dataset, placed):
-    """So many replicas, compiled once."""
+    """Returns a function that compiles `number` replicas, once per number."""
     compiled = {}
 
     def create(number):
@@ -60,7 +60,7 @@ def create(config, dataset, placed):
 
 
 def test_each_is_as_its_seed_alone(create, alone):
-    """Initialisation, orders, augmentation, statistics, averages and test-time views."""
+    """Initialisation, orders, augmentation, statistics, averages and test-time views agree."""
     together = create(2)
     states, metrics = train(together, together.create_states(SEEDS), 2)
     logits = together.predict(states, "test")
@@ -75,7 +75,7 @@ def test_each_is_as_its_seed_alone(create, alone):
 
 
 def test_one_replica_is_its_run(create, alone):
-    """To rounding, for it is a program of its own, which serves one seed after another."""
+    """They agree up to rounding, because one replica has its own program, used for every seed."""
     one = create(1)
     for seed in (7, 42):
         states, metrics = train(one, one.create_states([seed]), 1)
@@ -102,7 +102,7 @@ def test_results_and_records_are_each_replicas_own(create, alone, dataset):
         assert record["seconds"] == 1.5 and record["epoch"] == 1
         of_one = StepMetrics(*(values[:, index] for values in metrics))
         by_run = alone.record(1, of_one, {"test": results["test"][index]}, seconds=1.5)
-        del by_run["images_per_second"]  # of several together, it would mislead
+        del by_run["images_per_second"]  # it would mislead if replicas share a program
         assert record == by_run
 
 
@@ -145,7 +145,7 @@ class TestPool:
 
     @pytest.mark.parametrize("fails", [False, True])
     def test_as_many_as_fit_in_memory(self, pool, lines, monkeypatch, fails):
-        """By what the program needs, or by XLA's own refusal to compile it."""
+        """The program's memory decides, or XLA's refusal to compile it."""
 
         def compile_(replicas):
             if fails and replicas.num_replicas > 1:
@@ -159,7 +159,7 @@ class TestPool:
         assert replicas.num_replicas == expected
         assert lines[-1] == f"base: {expected} replicas at a time fit in memory"
         said = len(lines)
-        # It is known now; fewer are a program of their own, and other recipes another matter.
+        # The answer is kept; only for a smaller number is another program compiled, silently.
         assert pool.get("base", 8) is replicas
         assert pool.get("base", 1).num_replicas == 1
         assert len(lines) == said

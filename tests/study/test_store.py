@@ -11,7 +11,7 @@ PROBABILITIES = {"test": np.array([[0.25, 0.75], [0.5, 0.5]])}
 
 
 def create(variant="layer norm", seed=3, num_errors=70, loss=0.1, seconds=2.0, num_together=1):
-    """A replica that nobody trained, of 1,000 test images."""
+    """Returns a made-up replica with 1,000 test images."""
     results = {"loss": loss, "accuracy": 1 - num_errors / 1_000, "num_errors": num_errors}
     return Replica(
         variant=variant,

@@ -1,4 +1,4 @@
-"""The study command on the bundled sample: its results, its end by force, and its resuming."""
+"""The study command on the bundled sample: its results, and how it is stopped and resumed."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from tests.runs import ROOT, TINY, environment, files, going_on, summary
 from tests.wandb_log import OfflineRun
 
 STUDY = ("-m", "mnist_flax.study")
-# There are several programs to a recipe: they are compiled with little effort.
+# Each recipe has several programs, so compile them quickly.
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 RECIPE = """
 from configs import quick
@@ -42,7 +42,7 @@ NUM_EPOCHS = 4
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory):
-    """Of a study of four replicas."""
+    """The arguments of a study with four replicas."""
     path = tmp_path_factory.mktemp("recipe") / "recipe.py"
     path.write_text(RECIPE)
     return (f"--config={path}", *TINY[1:], f"--config.num_epochs={NUM_EPOCHS}")
@@ -61,7 +61,7 @@ def study(*arguments, **env):
 
 @pytest.fixture(scope="module")
 def finished(arguments, tmp_path_factory):
-    """A study that was never interrupted; its folder and its output."""
+    """The folder and the output of a study that was never interrupted."""
     workdir = tmp_path_factory.mktemp("study") / "norms"
     done = study(*arguments, f"--workdir={workdir}", "--config.wandb.mode=offline", "--ensemble")
     assert done.returncode == 0, done.stderr
@@ -69,13 +69,13 @@ def finished(arguments, tmp_path_factory):
 
 
 def load(workdir):
-    """The files of all finished replicas, by variant and seed."""
+    """Returns the content of each finished replica's file, by variant and seed."""
     paths = workdir.glob("replicas/*/*.json")
     return {(path.parent.name, int(path.stem)): json.loads(path.read_text()) for path in paths}
 
 
 def results(workdir):
-    """What the replicas came to, times aside."""
+    """Returns the replicas' results and records, without times."""
     return {
         key: (
             replica["results"],
@@ -86,13 +86,13 @@ def results(workdir):
 
 
 def unfinished(workdir):
-    """The complete checkpoints of replicas under way, the newest last."""
+    """Returns the complete checkpoints of unfinished replicas, the newest last."""
     digests = workdir.glob("replicas/*/*.unfinished/*/files.sha256")
     return sorted((path.parent for path in digests), key=lambda path: int(path.name))
 
 
 def under_way(workdir):
-    """The newest complete checkpoint of each replica that is not finished."""
+    """Returns the newest complete checkpoint of each replica without a final result."""
     found = {
         (path.parents[1].name, int(path.parent.name.partition("-")[0])): path
         for path in unfinished(workdir)
@@ -127,7 +127,7 @@ def test_it_prints_and_leaves_what_it_found(finished):
 
 
 def test_results_are_means_over_the_last_epochs(finished):
-    """The test set is evaluated in these epochs, and in no other."""
+    """The test set is evaluated in these epochs only."""
     for of_replica, records in results(finished[0]).values():
         assert [epoch["epoch"] for epoch in records] == [1, 2, 3, 4]
         assert ["test/loss" in epoch for epoch in records] == [False, False, True, True]
@@ -139,9 +139,9 @@ def test_results_are_means_over_the_last_epochs(finished):
         assert last[0]["test/loss"] != last[1]["test/loss"]
 
 
-@pytest.mark.slow  # of the same, in one process: test_replicas
+@pytest.mark.slow  # test_replicas checks the same in one process
 def test_a_replica_is_the_run_of_its_seed(run_main, tmp_path):
-    """To rounding, which stays small where Adam does not divide by it."""
+    """They agree up to rounding; a large epsilon keeps Adam from magnifying it."""
     arguments = (*TINY, "--config.seed=43", "--config.optimizer.eps=0.1")
     done = study(*arguments, "--config.study.num_seeds=1", f"--workdir={tmp_path}/study")
     assert done.returncode == 0, done.stderr
@@ -151,7 +151,7 @@ def test_a_replica_is_the_run_of_its_seed(run_main, tmp_path):
     alone = summary(tmp_path / "run")
     assert records[-1]["step"] == alone["step"]
     assert records[-1]["test/loss"] == pytest.approx(alone["final_test_loss"], rel=1e-3)
-    # A count: an image or two may fall to the other side.
+    # An accuracy is a count: one or two images may be classified differently.
     accuracy = alone["final_test_accuracy"]
     assert records[-1]["test/accuracy"] == pytest.approx(accuracy, abs=2.01 / 1_000)
 
@@ -171,7 +171,7 @@ def test_wandb_has_a_group_and_a_run_for_each(finished):
 
 
 def test_killed_it_resumes_from_the_last_epoch_and_repeats_nothing(finished, arguments, tmp_path):
-    """Finished replicas are not trained again, and the one under way loses no saved epoch."""
+    """Finished replicas are not trained again, and the unfinished one loses no saved epoch."""
     workdir = tmp_path / "norms"
     command = (*arguments, f"--workdir={workdir}")
     with going_on(tmp_path / "log", *command, command=STUDY, **QUICK) as run:
@@ -189,7 +189,7 @@ def test_killed_it_resumes_from_the_last_epoch_and_repeats_nothing(finished, arg
     assert "2 of them finished" in done.stdout and "warning" not in done.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert results(workdir) == results(finished[0])
-    # No epoch takes the same seconds again: these are the epochs of before.
+    # A repeated epoch would have other seconds, so these are the saved records.
     assert load(workdir)[replica]["records"][: len(saved)] == saved
     assert not checkpoint.parent.exists()
 
@@ -248,7 +248,7 @@ def test_a_run_does_not_resume_a_study(finished, run_main, arguments):
 
 
 class TestInThisProcess:
-    """Studies of few images; each takes a second or two."""
+    """Studies with few images; each takes a second or two."""
 
     @pytest.fixture
     def config(self, tiny_config):
@@ -267,7 +267,7 @@ class TestInThisProcess:
 
     @pytest.fixture
     def trained(self, monkeypatch):
-        """The epochs that were begun, in order."""
+        """The list of epochs that have been started, in order."""
         epochs, train_epoch = [], Replicas.train_epoch
 
         def noted(trainer, state, epoch, on_step):
@@ -279,7 +279,7 @@ class TestInThisProcess:
 
     @contextlib.contextmanager
     def interrupted_in(self, epoch, trained, monkeypatch):
-        """SIGTERM has come when an epoch of this number is under way."""
+        """Pretends that SIGTERM comes during an epoch of this number."""
         with monkeypatch.context() as patch:
             is_there = lambda: signal.SIGTERM if trained[-1:] == [epoch] else 0  # noqa: E731
             patch.setattr(laboratory.signals, "received", is_there)
@@ -295,7 +295,7 @@ class TestInThisProcess:
         with self.interrupted_in(3, trained, monkeypatch):
             run()
         assert trained == [1, 2, 3] and load(path) == {}
-        # The epoch that was finished is on the disk, and nothing else.
+        # Only the finished epoch is on the disk.
         assert [checkpoint.name for checkpoint in unfinished(path)] == ["2"]
         run()
         assert trained == [1, 2, 3, 3]
@@ -320,7 +320,7 @@ class TestInThisProcess:
         assert len(unfinished(path)) == 1
         config.study.variants = {"other": {"optimizer": {"b1": 0.7}}}
         run()
-        assert trained == [1, 2, 1, 2, 1, 2]  # the base, and the other from its first epoch
+        assert trained == [1, 2, 1, 2, 1, 2]  # the old `other`, the base, the new `other`
         assert load(path)["other", 42]["config"]["optimizer"]["b1"] == 0.7
         assert unfinished(path) == []
 
@@ -334,7 +334,7 @@ class TestInThisProcess:
             run()
 
     def test_checkpoints_of_finished_replicas_do_not_stay(self, config, run, path, trained):
-        """Even if the process was killed just before it would have removed them."""
+        """They are removed even if the process was killed just before it removed them."""
         config.num_epochs = 2
         run()
         left = path / "replicas" / "base" / "42-42.0123456789ab.unfinished"

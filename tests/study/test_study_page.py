@@ -1,4 +1,4 @@
-"""The page of a study, of made-up replicas; its scripts in a real browser."""
+"""The page of a study of made-up replicas; a real browser runs its scripts."""
 
 import base64
 import dataclasses
@@ -23,7 +23,7 @@ ERRORS = {"base": [100, 104, 96], "layer norm": [120, 125, 115], "max pooling": 
 
 @pytest.fixture
 def write(tiny_config, tmp_path):
-    """Writes the findings of replicas, three of each recipe when finished; returns the folder."""
+    """Writes findings for a study with three replicas per recipe; returns its folder."""
     folders = []
 
     def write(replicas, name="made up", source="tfds", say=pytest.fail):
@@ -45,7 +45,7 @@ def write(tiny_config, tmp_path):
 
 
 def trained(variant, seed, num_errors, num_epochs=4, num_final=2):
-    """A replica with curves: the test set is read after the last epochs alone."""
+    """Returns a replica with curves; the test set is read only after the last epochs."""
     records = []
     for epoch in range(1, num_epochs + 1):
         record = {"epoch": epoch, "train/loss": seed / epoch, "train/accuracy": 1 - 0.1 / epoch}
@@ -64,7 +64,7 @@ def replicas_of(errors, **options):
 
 
 def table_of(page):
-    """The cells of the page's table, without its head."""
+    """Returns the cells of the page's table, without its head."""
     body = page.split("<tbody>")[1].split("</tbody>")[0]
     return [
         [html.unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)]
@@ -136,7 +136,7 @@ def test_a_hundred_replicas_fit(write):
     page = (write(replicas_of(errors, num_epochs=20, num_final=20)) / "study.html").read_text()
     assert len(page.encode()) < MAX_BYTES
     addresses = set(re.findall(r"https?://[^\s\"')]*", page))
-    assert addresses == {"http://www.w3.org/2000/svg"}  # a name, which nobody fetches
+    assert addresses == {"http://www.w3.org/2000/svg"}  # a namespace, which is not fetched
 
 
 def test_an_error_in_it_is_a_line(write, monkeypatch):
@@ -166,7 +166,7 @@ class TestInABrowser:
         plot = page.locator(".plot").first
         plot.scroll_into_view_if_needed()
         box = plot.bounding_box()
-        page.mouse.move(box["x"] + box["width"] - 20, box["y"] + 100)  # the last epoch
+        page.mouse.move(box["x"] + box["width"] - 20, box["y"] + 100)  # points at the last epoch
         shown = plot.locator(".tip p").all_inner_texts()
         assert shown == ["epoch 4", "seed 7 1.7500", "seed 8 2.0000", "seed 9 2.2500"]
 

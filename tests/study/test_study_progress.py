@@ -4,7 +4,7 @@ from mnist_flax.study.progress import StudyProgress
 
 
 def test_a_study_says_what_is_left_of_all_of_it(monkeypatch, capsys):
-    """Three replicas of 1,000 images: one after 10 s, then two together within 40 more."""
+    """Three replicas of 1,000 images are left: one takes 10 s, then two train together."""
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     shown = StudyProgress(num_images=3_000, num_replicas=4, num_finished=1)

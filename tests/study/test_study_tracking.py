@@ -6,7 +6,7 @@ from tests.wandb_log import OfflineRun
 
 
 def test_what_w_and_b_refuses_is_said_once(tmp_path):
-    """In a process of its own, as W&B's service is killed."""
+    """This runs in its own process, because W&B's service is killed."""
     script = f"""
 import dataclasses, pathlib, sys
 sys.path.insert(0, {str(ROOT)!r})
