@@ -72,7 +72,7 @@ def test_a_bucket_is_no_folder(fork_main, tmp_path, url):
 
 
 def test_what_results_do_not_depend_on_may_change(run_main, finished, tmp_path):
-    """The W&B project, the folder for downloads, `keep`, and the fields in an old config.json."""
+    """It is the W&B project, the folder for downloads, `keep`, and fields that an old run lacks."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     shutil.copytree(finished, run)
     older = (run / "config.json").read_text()

@@ -36,7 +36,7 @@ def test_augmentation_differs_between_steps(tiny_config):
 
 
 def lowered_for(*platforms, dtype="float32"):
-    """Returns the text of the default recipe's step, lowered for platforms of any machine."""
+    """Returns the text of the default recipe's step, lowered for the given platforms."""
     config = default.get_config()
     config.model.dtype = dtype
     state = jax.eval_shape(lambda: create_state(config))
@@ -59,7 +59,7 @@ def test_the_step_lowers_for_every_platform(dtype):
 
 
 def test_a_tpu_convolves_by_xla_and_gathers_nothing():
-    """Each of the 8 layers has a gradient of its kernel; all but the first also of their input."""
+    """The 8 layers have gradients of their kernels; all but the first also of their inputs."""
     text = lowered_for("tpu")
     assert text.count("stablehlo.convolution") == 8 + 8 + 7
     assert text.count("stablehlo.dot_general") == 2  # in the augmentation: for rows and for columns

@@ -96,7 +96,7 @@ def test_the_views_of_evaluation():
 
 
 def test_the_images_that_are_set_aside():
-    """With classes of equal size, the first images of each class in the stream's order are."""
+    """Of classes of equal size, the first images of each in the stream's order are set aside."""
     labels = np.tile(np.arange(4), 25).astype(np.int32)
     images = np.arange(100).reshape(-1, 1, 1, 1)
     left, held_out = data.split_validation(data.Split(images, labels), 12, seed=9)

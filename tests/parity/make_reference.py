@@ -12,8 +12,8 @@ The network is the original's with few channels (`CHANNELS`), and the images are
 
 The layers are named conv1_1 (block 1, first), norm1_1, downsample1, ..., classifier. A variant is
 named after its norm, norm position, downsampling and padding; the original is
-batch-before-strided-VALID.
-Parameters are in PyTorch's layout: convolutions O, I, height, width; layer norm C, height, width.
+batch-before-strided-VALID. Parameters are in PyTorch's layout: convolutions O, I, height, width;
+layer norm C, height, width.
 
 The file holds these arrays, float32 unless stated otherwise:
 

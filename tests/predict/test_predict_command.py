@@ -115,7 +115,7 @@ def change(path, **values):
 
 @pytest.mark.slow
 def test_the_data_set_of_a_run_on_mnist(run, run_main, mnist_dir, tmp_path):
-    """It is read from the run's folder; if that is missing, an error says so: no sample instead."""
+    """The files are read from where the run had them; if they are gone, no sample replaces them."""
     workdir, folder = tmp_path / "run", tmp_path / "mnist"
     folder.symlink_to(mnist_dir)
     flags = ["--config.dataset.source=tfds", f"--config.dataset.manual_dir={folder}"]

@@ -1,4 +1,4 @@
-"""The page's network agrees with JAX, and its way to prepare a drawing with Pillow."""
+"""The page's network agrees with JAX, and its preparation of drawings agrees with Pillow."""
 
 import itertools
 

@@ -233,7 +233,7 @@ def pooled_t(samples):
 
 
 def test_dunnetts_test_itself_has_more_false_positives_where_variances_differ():
-    """`compare` does not pool because of these 13 % if the base varies three times as much.
+    """This is why `compare` does not pool: 13 % if the base varies three times as much.
 
     The critical value for three comparisons and 16 degrees of freedom is 2.59 (Dunnett, 1964).
     """
