@@ -14,8 +14,8 @@ flags.adopt_module_key_flags(command)
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     "",
-    "The folder for the results: a new one, or that of the run to resume; empty: a dated one under "
-    "runs/.",
+    "Folder for the results: a new folder, or the folder of a run to resume. Default: a new, dated "
+    "folder under runs/.",
 )
 _COORDINATOR_ADDRESS = flags.DEFINE_string(
     "coordinator_address",
@@ -28,7 +28,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Rank of this process, fr
 
 def main(config: ConfigDict) -> None:
     """Runs the training that the flags ask for."""
-    # Imported here because it takes seconds: invalid flags are reported before.
+    # Imported here because it takes seconds: invalid flags are reported first.
     from mnist_flax import train
     from mnist_flax.runtime import joining
 

@@ -1,10 +1,10 @@
 """Random affine maps of images, on the device, a batch at a time.
 
-An output pixel at offset `p` from the image's centre, in pixels (row, column), takes the input at
+An output pixel at offset `p` from the image's centre, in pixels (row, column), reads the input at
 offset `R(-angle) (p - translation) / scale`: the picture is scaled about its centre, rotated
 counter-clockwise by `angle` and moved by `translation`. Everything outside the input is 0.
-'nearest' takes the pixel whose centre is nearest (halves round up); 'bilinear' weighs the four
-pixels around the point.
+'nearest' takes the pixel whose centre is nearest (halves round up); 'bilinear' takes the weighted
+mean of the four pixels around the point.
 """
 
 from typing import NamedTuple
@@ -30,7 +30,7 @@ class AffineParams(NamedTuple):
 
 
 def sample_params(key: jax.Array, batch_size: int, side: int, config: ConfigDict) -> AffineParams:
-    """Draws a map for each image of `side` pixels.
+    """Draws a map for each of `batch_size` square images, `side` pixels wide.
 
     Angles are uniform in +-`config.rotation` degrees and scales in `config.scale`, (low, high).
     Translations are uniform in +-`config.translation * side`, then rounded to whole pixels.
@@ -70,7 +70,7 @@ def affine(images: jax.Array, params: AffineParams, interpolation: str) -> jax.A
 
 
 def augment(key: jax.Array, images: jax.Array, config: ConfigDict) -> jax.Array:
-    """Maps each image at random, by the group `augment` of a configuration; see `affine`."""
+    """Applies a random map to each image, as the `augment` group of a configuration says."""
     if not config.enabled:
         return images
     params = sample_params(key, len(images), images.shape[1], config)
@@ -85,10 +85,10 @@ def examples(config: ConfigDict, image: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def sample_views(key: jax.Array, side: int, config: ConfigDict) -> AffineParams:
-    """Draws the maps of test-time augmentation, the same for all images and epochs.
+    """Draws the maps for test-time augmentation, the same for all images and epochs.
 
     There are `evaluation.num_views - 1` of them, since the first view is the image itself. Their
-    ranges are those of training, enabled or not, times `evaluation.strength`, 0..1.
+    ranges are those for training (even if disabled there) times `evaluation.strength`, 0..1.
     """
     ranges, strength = config.augment, config.evaluation.strength
     gentle = ConfigDict(
@@ -102,7 +102,7 @@ def sample_views(key: jax.Array, side: int, config: ConfigDict) -> AffineParams:
 
 
 def _source_points(params: AffineParams, height: int, width: int) -> tuple[jax.Array, jax.Array]:
-    """Returns the rows and columns that output pixels read, float32 `[batch, height, width]`."""
+    """Returns the row and column that each output pixel reads, float32 `[batch, height, width]`."""
     centre_row, centre_column = (height - 1) / 2, (width - 1) / 2
     down, right = (params.translation[:, axis, None, None] for axis in (0, 1))
     row = jnp.arange(height)[None, :, None] - centre_row - down
@@ -117,7 +117,7 @@ def _pixels(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array
     """Reads `images` at whole-numbered positions `[batch, height, width]`; 0 outside."""
     batch, height, width, channels = images.shape
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    # One flat index per pixel: every backend gathers well along one axis.
+    # One flat index per pixel: every backend gathers fast along one axis.
     index = jnp.where(inside, rows * width + columns, 0).astype(jnp.int32).reshape(batch, -1)
     flat = images.reshape(batch, height * width, channels)
     picked = gather.take_along_rows(flat, index).reshape(images.shape)

@@ -1,4 +1,4 @@
-"""A data set in memory, as NumPy arrays: which images to train, to validate and to test on."""
+"""A data set in memory, as NumPy arrays, split into training, validation and test images."""
 
 from typing import Any, NamedTuple
 
@@ -16,17 +16,17 @@ SOURCES = ("auto", "tfds", "sample")
 
 
 class Dataset(NamedTuple):
-    """Images and labels in memory, and what they are called."""
+    """Images and labels in memory, with their names."""
 
     name: str  # one of `NAMES`
     source: str  # 'tfds' or 'sample'
     class_names: tuple[str, ...]
     train: Split
-    validation: Split | None  # what was set aside, if anything was
+    validation: Split | None  # the images set aside, if any
     test: Split
     mean: float  # of all training pixels scaled to 0..1, to four decimals
     std: float  # likewise
-    note: str = ""  # why the sample is used, if it is
+    note: str = ""  # why the sample is used; empty if it is not
 
     @property
     def eval_splits(self) -> dict[str, Split]:
@@ -36,7 +36,7 @@ class Dataset(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What figures and messages call these data."""
+        """The name of these data in figures and messages."""
         if self.source == "sample":
             count = len(self.train) + len(self.test) + len(self.validation or ())
             return f"SAMPLE of {count:,} MNIST digits, not MNIST"
@@ -44,12 +44,12 @@ class Dataset(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """The title and a checksum: what tells these data from others."""
+        """The title and a checksum, which together identify these data."""
         return f"{self.title}, CRC-32 {checksum(self.train, *self.eval_splits.values())}"
 
     @property
     def description(self) -> str:
-        """A line on what the data are."""
+        """A line that describes the data."""
         aside = f", {len(self.validation):,} set aside" if self.validation is not None else ""
         sizes = f"{len(self.train):,} training and {len(self.test):,} test images{aside}"
         is_sample = self.source == "sample"
@@ -57,12 +57,12 @@ class Dataset(NamedTuple):
 
 
 def load(config: ConfigDict, seed: int) -> Dataset:
-    """Loads the data set that `config`, the group `dataset` of a configuration, describes.
+    """Loads the data set that `config`, the `dataset` group of a configuration, describes.
 
-    The seed chooses the validation images.
+    The seed determines the validation images.
 
     Raises:
-      UserError: a named choice is unknown; a file is missing, damaged or not what it should be; or
+      UserError: a named choice is unknown; a file is missing, damaged or not the expected one; or
         the host cannot be reached and there is no sample to fall back on.
     """
     check_choice("name", config.name, NAMES)
@@ -75,7 +75,7 @@ def load(config: ConfigDict, seed: int) -> Dataset:
             way_out = "set config.dataset.manual_dir to a folder with " + ", ".join(error.files)
             if config.source == "tfds" or config.name != "mnist":
                 raise UserError(f"{error}; {way_out}") from None
-            note = f"{error}; for the whole of MNIST {way_out}"
+            note = f"{error}; for the full MNIST, {way_out}"
     if note:
         loaded = sample.load()
     train, validation = loaded.train, None
@@ -88,7 +88,7 @@ def load(config: ConfigDict, seed: int) -> Dataset:
 
 
 def check_validation_size(size: int, train_size: int) -> None:
-    """Raises a `UserError` unless a validation split leaves images to train on."""
+    """Raises a `UserError` unless a validation split of `size` leaves images to train on."""
     if size >= train_size:
         allowed = f"below the {train_size:,} training images"
         raise refused("config.dataset.validation_size", size, allowed)
@@ -100,10 +100,10 @@ def normalize(images: Any, mean: float, std: float) -> Any:
 
 
 def split_validation(train: Split, size: int, seed: int) -> tuple[Split, Split]:
-    """Sets `size` images aside, each class in proportion to its share (largest remainders).
+    """Sets `size` images aside, from each class in proportion to its share (largest remainders).
 
-    The same seed sets the same images aside. Returns what is left to train on, and the validation
-    split, both in the order of `train`.
+    The same seed sets the same images aside. Returns the remaining training split and the
+    validation split, both in the order of `train`.
     """
     counts = np.bincount(train.labels)
     shares = size * counts / len(train)

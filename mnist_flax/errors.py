@@ -1,4 +1,4 @@
-"""The errors that a person, not a programmer, has to correct."""
+"""Errors that the user has to fix, not the programmer."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,7 +12,7 @@ class UserError(Exception):
 
 
 def refused(name: str, value: Any, allowed: str) -> UserError:
-    """Returns the error of a value given as `name`."""
+    """Returns the error for a `value` of `name` that is not allowed."""
     return UserError(f"{name}={value!r} is not allowed; allowed: {allowed}")
 
 

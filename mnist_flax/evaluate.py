@@ -1,4 +1,4 @@
-"""What a network gets right: exact counts over a whole split, in NumPy."""
+"""Evaluates predictions: exact counts over a whole split, in NumPy."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(logits: np.ndarray, labels: np.ndarray) -> Evaluation:
-    """Counts in float64, given logits, float `[n, classes]`, and labels, int `[n]`."""
+    """Compares logits, float `[n, classes]`, with labels, int `[n]`; computes in float64."""
     logits = np.asarray(logits, np.float64)
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

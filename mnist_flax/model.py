@@ -1,4 +1,4 @@
-"""SimpleCNN: blocks of convolutions, a downsampling between blocks, global average pooling."""
+"""SimpleCNN: blocks of convolutions, downsampling between them, and global average pooling."""
 
 import functools
 import math
@@ -23,7 +23,7 @@ DTYPES = ("float32", "bfloat16")
 class SimpleCNN(nn.Module):
     """The classifier.
 
-    Each block is a row of stride-1 convolutions with normalisation and ReLU. Between blocks,
+    Each block is a sequence of stride-1 convolutions with normalisation and ReLU. Between blocks,
     height and width are halved. A 1x1 convolution to the classes and a global average pool follow.
 
     `norm` is 'batch' (Ioffe and Szegedy, 2015, arXiv 1502.03167), 'layer' (over height, width and
@@ -35,14 +35,14 @@ class SimpleCNN(nn.Module):
     """
 
     num_classes: int
-    channels: Sequence[Sequence[int]]  # of each convolution, one tuple per block
-    kernel_sizes: Sequence[Sequence[int]]  # sides in pixels, likewise
+    channels: Sequence[Sequence[int]]  # output channels of each convolution, one tuple per block
+    kernel_sizes: Sequence[Sequence[int]]  # sides in pixels, in the same layout
     downsample: str = "strided"  # a 2x2 convolution of stride 2, or 'max' or 'avg', 2x2 pooling
     norm: str = "batch"
     norm_position: str = "before"  # or 'after' the ReLU
-    num_groups: int = 4  # of channels, for norm='group'
-    padding: str = "VALID"  # or 'SAME', of the stride-1 convolutions
-    dtype: Any = jnp.float32  # of the computation; parameters and statistics are float32
+    num_groups: int = 4  # groups of channels, for norm='group'
+    padding: str = "VALID"  # or 'SAME'; for the stride-1 convolutions only
+    dtype: Any = jnp.float32  # for the computation; parameters and statistics are float32
 
     def __post_init__(self):
         check_choice("downsample", self.downsample, DOWNSAMPLES)
@@ -63,7 +63,7 @@ class SimpleCNN(nn.Module):
 
         Args:
           x: float `[batch, height, width, channels]`, normalised.
-          train: True normalises by the batch's statistics and updates the running ones.
+          train: if True, batch norm uses the batch's statistics and updates the running ones.
         """
         self.check_side(min(x.shape[1:3]))
         x = x.astype(self.dtype)
@@ -80,7 +80,7 @@ class SimpleCNN(nn.Module):
 
     @nn.nowrap
     def apply(self, *args: Any, **options: Any) -> Any:
-        """Applies the network; of several CPU devices, each does it for its part of the batch."""
+        """Applies the network; each of several CPU devices applies it to its part of the batch."""
         return spread.apply(super().apply, *args, **options)
 
     def check_side(self, side: int) -> None:
@@ -103,11 +103,11 @@ class SimpleCNN(nn.Module):
     def _conv(
         self, x: jax.Array, features: int, side: int, name: str, stride: int = 1
     ) -> jax.Array:
-        """Convolves; weight and bias start uniform in +-1/sqrt(fan_in), PyTorch's default."""
+        """Convolves; weight and bias start uniform in +-1/sqrt(fan_in), as in PyTorch."""
         limit = 1 / math.sqrt(side * side * x.shape[-1])
 
         def uniform(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
-            # Drawn flat, to the same numbers: XLA takes seconds to compile a draw in four axes.
+            # Drawn flat, for the same numbers: XLA takes seconds to compile a draw with four axes.
             flat = jax.random.uniform(key, (math.prod(shape),), dtype, -limit, limit)
             return flat.reshape(shape)
 
@@ -127,7 +127,7 @@ class SimpleCNN(nn.Module):
         """Applies `norm`, with PyTorch's epsilon; statistics are float32."""
         options = {"epsilon": 1e-5, "dtype": self.dtype, "name": name}
         if self.norm == "batch":
-            # Flax's running variance is that of a batch; PyTorch takes n / (n - 1) times as much.
+            # Flax's running variance uses biased variances; PyTorch scales them by n / (n - 1).
             return nn.BatchNorm(not train, momentum=0.9, axis_name=spread.axis_name(), **options)(x)
         if self.norm == "layer":
             axes = (1, 2, 3)
@@ -146,6 +146,6 @@ class SimpleCNN(nn.Module):
 
 
 def create_model(config: ConfigDict, num_classes: int) -> SimpleCNN:
-    """Builds the network that `config`, the group `model` of a configuration, describes."""
+    """Builds the network that `config`, the `model` group of a configuration, describes."""
     check_choice("dtype", config.dtype, DTYPES)
     return SimpleCNN(num_classes, **{**config.to_dict(), "dtype": jnp.dtype(config.dtype)})

@@ -9,9 +9,9 @@ SCHEDULES = ("exponential", "linear", "cosine")
 
 
 def create_schedule(config: ConfigDict, steps_per_epoch: int, num_epochs: int) -> optax.Schedule:
-    """Returns the learning rate by step.
+    """Returns the learning rate as a function of the step.
 
-    It rises in a line over the first `warmup` of all steps, then it follows `schedule`.
+    It rises linearly over the first `warmup` (0..1) of all steps, then follows `schedule`.
     'exponential' multiplies by `learning_rate_decay` at the end of every epoch; 'linear' and
     'cosine' (Loshchilov and Hutter, 2017, arXiv 1608.03983) fall to 0 at the end of the run.
     'linear' with a warm-up is a one-cycle schedule (Smith and Topin, 2018, arXiv 1708.07120).
@@ -29,12 +29,12 @@ def create_schedule(config: ConfigDict, steps_per_epoch: int, num_epochs: int) -
         "cosine": optax.cosine_decay_schedule(rate, steps_left),
     }[config.schedule]
     if warmup_steps:
-        # The first step already has a rate: with 0 it would be wasted.
+        # Starts above 0: a first step with rate 0 would be wasted.
         rise = optax.linear_schedule(rate / warmup_steps, rate, warmup_steps - 1)
         schedule = optax.join_schedules([rise, schedule], [warmup_steps])
     if config.schedule != "exponential":
         return schedule
-    # In integers: optax.exponential_decay divides floats, which makes some epochs end late.
+    # In integers: optax.exponential_decay divides floats, so that some epochs end late.
     decay = config.learning_rate_decay
     return lambda step: schedule(step) * decay ** (step // steps_per_epoch)
 
@@ -42,9 +42,9 @@ def create_schedule(config: ConfigDict, steps_per_epoch: int, num_epochs: int) -
 def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Returns Adam (Kingma and Ba, 2015, arXiv 1412.6980) with weight decay.
 
-    Weight decay is coupled, `weight_decay * parameters` added to the gradient as
-    `torch.optim.Adam` does. With `config.decoupled` it is added after Adam's scaling (AdamW,
-    Loshchilov and Hutter, 2019, arXiv 1711.05101). All parameters decay, biases too.
+    Weight decay is coupled: `weight_decay * parameters` is added to the gradient, as in
+    `torch.optim.Adam`. With `config.decoupled` it is added after Adam's scaling (AdamW,
+    Loshchilov and Hutter, 2019, arXiv 1711.05101). All parameters decay, including biases.
     """
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
     decay = optax.add_decayed_weights(config.weight_decay)

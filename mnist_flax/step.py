@@ -18,20 +18,20 @@ Normalize = Callable[[jax.Array], jax.Array]  # from pixels in 0..255 to the net
 
 
 class TrainState(train_state.TrainState):
-    """Extends Flax's state (step, parameters, optimiser) with what else a run needs."""
+    """Extends Flax's state (step, parameters, optimiser) with everything else a run needs."""
 
     batch_stats: Any  # running statistics of batch normalisation; empty without it
-    average: Any  # exponential mean of the variables; empty without `optimizer.ema_decay`
-    key: jax.Array  # with the step and the epoch, it drives shuffling and augmentation
+    average: Any  # exponential moving average of the variables; empty without `optimizer.ema_decay`
+    key: jax.Array  # seeds the shuffling (by epoch) and the augmentation (by step)
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the network is applied to while it trains."""
+        """The variables that the network trains with."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def eval_variables(self) -> dict[str, Any]:
-        """What the network is applied to when it is evaluated."""
+        """The variables that the network is evaluated with."""
         return self.average or self.variables
 
 
@@ -62,12 +62,12 @@ def create_state(
         average=variables if config.optimizer.ema_decay else {},
         key=key,
     )
-    # An array from the start, so that the first step's state has the type of all others.
+    # An array, not an int, so that the first step's state has the same type as all later ones.
     return state.replace(step=jnp.int32(0))
 
 
 def shuffle(key: jax.Array, epoch: jax.typing.ArrayLike, num_images: int) -> jax.Array:
-    """Returns the order of an epoch, a permutation of the images, int32 `[num_images]`."""
+    """Returns the order of the images in an epoch, a permutation, int32 `[num_images]`."""
     return jax.random.permutation(Stream.SHUFFLE.key(key, epoch), num_images)
 
 
@@ -114,8 +114,8 @@ def predict(
 ) -> jax.Array:
     """Returns the logits of uint8 images, float32 `[batch, classes]`.
 
-    With `evaluation.num_views` above 1, they are the logarithm of the mean probabilities of an
-    image and of maps of it.
+    If `evaluation.num_views` is above 1, they are the logarithms of the probabilities averaged
+    over the image and its random maps.
     """
 
     def apply(images: jax.Array) -> jax.Array:
@@ -139,10 +139,10 @@ def predict(
 
 
 def _update_average(state: TrainState, decay: float) -> TrainState:
-    """Moves `average` towards the variables by `1 - decay`, by more in the first steps."""
+    """Moves `average` towards the variables by `1 - decay`, and by more in the first steps."""
     if not decay:
         return state
-    # At first a mean over about the last tenth of the steps, so that initial weights do not last.
+    # At first it averages about the last tenth of the steps, so that the initial weights fade.
     step = state.step.astype(jnp.float32)
     decay = jnp.minimum(decay, step / (step + 10))
     average = optax.incremental_update(state.variables, state.average, 1 - decay)

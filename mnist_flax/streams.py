@@ -1,4 +1,4 @@
-"""What every random draw of a run is for."""
+"""The random numbers of a run: what each draw is for."""
 
 import enum
 
@@ -6,17 +6,17 @@ import jax
 
 
 class Stream(enum.IntEnum):
-    """The streams of random numbers, beside that of the initial parameters (`create_state`)."""
+    """The streams of random numbers, except the one for initial parameters (`create_state`)."""
 
     SHUFFLE = 0  # the order of the images, by epoch
     AUGMENT = 1  # the affine maps of a batch, by step
-    AUGMENTATION_SHEET = 2  # those of augmentation.png
-    VIEWS = 3  # those of test-time augmentation
+    AUGMENTATION_SHEET = 2  # the maps shown in augmentation.png
+    VIEWS = 3  # the maps of test-time augmentation
     ENSEMBLES = 4  # which networks of a study are averaged, by ensemble size
     VALIDATION_SPLIT = 0x5A11D  # which images are set aside
 
     def key(self, key: jax.Array, *numbers: jax.typing.ArrayLike) -> jax.Array:
-        """Folds this stream's number into a key, then others, such as an epoch or a step."""
+        """Folds this stream's number into a key, then `numbers`, such as an epoch or a step."""
         for number in (self.value, *numbers):
             key = jax.random.fold_in(key, number)
         return key

@@ -1,4 +1,4 @@
-"""A run, from a configuration to what is left in its folder."""
+"""A run, from its configuration to the results in its folder."""
 
 import functools
 
@@ -10,19 +10,19 @@ from mnist_flax.trainer import Trainer
 
 
 def run(config: ConfigDict, workdir: str = "") -> None:
-    """Trains, evaluates after every epoch, and leaves numbers, pictures and checkpoints.
+    """Trains, evaluates after every epoch, and writes numbers, pictures and checkpoints.
 
-    A run that was interrupted in `workdir` resumes from its last complete checkpoint, and comes to
+    If `workdir` holds an interrupted run, it resumes from the last complete checkpoint and gives
     the same numbers as if it had never stopped.
 
     Args:
-      config: as `configs/default.py` returns.
-      workdir: a new folder, or that of the run to resume; empty for a dated one under `runs/`.
+      config: a configuration with the fields of `configs/default.py`.
+      workdir: a new folder, or the run to resume; if empty, a new dated folder under `runs/`.
 
     Raises:
       UserError: the configuration, the data or the folder cannot be used, or the loss diverges.
-      Interrupted: a signal stopped it.
-      LostProcess: another of its processes failed or is gone.
+      Interrupted: a signal stopped the run.
+      LostProcess: another process of the run failed or disappeared.
     """
     with Session(config, workdir) as session:
         with session.together():

@@ -1,4 +1,4 @@
-"""The data on the devices, the compiled step and prediction, and an epoch of training."""
+"""Puts the data on the devices, compiles step and prediction, and trains an epoch."""
 
 import functools
 import math
@@ -24,12 +24,12 @@ class Trainer:
 
     Args:
       config: the whole configuration.
-      dataset: what to train and to evaluate on.
-      placed: the same on the devices, if it is there already.
+      dataset: the data to train and evaluate on.
+      placed: the same data on the devices, if they are there already.
 
     Attributes:
-      batches: (start, size) of an epoch's batches; the last may be smaller.
-      schedule: learning rate by step.
+      batches: (start, size) of each batch of an epoch; the last may be smaller.
+      schedule: the learning rate as a function of the step.
       compiler: compiles the programs, and counts the seconds spent waiting for them.
 
     Raises:
@@ -56,7 +56,7 @@ class Trainer:
         On a CPU, it waits only for the first step's program; the rest compile during training.
 
         Returns:
-          A line on what computes, and how long compiling took.
+          A line that names the devices and says how long compiling took.
         """
         started = time.perf_counter()
         create = self._lower(self._create_state, self._seed_like)
@@ -100,13 +100,13 @@ class Trainer:
 
         Args:
           state: donated; use the returned one instead.
-          epoch: its number, from 1.
+          epoch: the epoch's number, from 1.
           on_step: called after every step, in every process, with the number of images so far, and
-            the step's loss and accuracy, or None where the host does not wait for them.
+            the step's loss and accuracy, or None if the host has not waited for them.
 
         Returns:
-          The state, the metrics of each step, float32 `[steps]`, and the seconds it took, without
-          waiting for programs to be compiled.
+          The state, the metrics of each step, float32 `[steps]`, and the epoch's seconds, not
+          counting the wait for programs to be compiled.
         """
         started = time.perf_counter() - self.compiler.seconds
         order = self._shuffler(state, epoch)
@@ -116,7 +116,7 @@ class Trainer:
             state, metrics = self._steps[size](state, order, start, *self._placed.train)
             history.append(metrics)
             if jax.default_backend() == "cpu":
-                # A step may take a CPU seconds: queue no more than one, to hear signals soon.
+                # A step can take seconds: queue at most one, so that signals are noticed quickly.
                 jax.block_until_ready(history[-2:][0])
             waits = index % wait_every == 0 or index == len(self.batches)
             means = [float(np.mean(x)) for x in jax.device_get(metrics)] if waits else []
@@ -141,9 +141,9 @@ class Trainer:
     def record(
         self, epoch: int, metrics: StepMetrics, results: Mapping[str, Evaluation], seconds: float
     ) -> dict[str, float]:
-        """Returns the numbers of an epoch, counted from 1, as a line of metrics.jsonl has them.
+        """Returns an epoch's numbers as a line of metrics.jsonl holds them; epochs count from 1.
 
-        They are means of the metrics of each step, `[steps]`, and the results by split.
+        The `metrics` of each step, `[steps]`, are averaged over all images; `results` are by split.
         """
         num_steps, sizes = len(self.batches), [size for _, size in self.batches]
         loss, accuracy = (float(np.average(values, weights=sizes)) for values in metrics)
@@ -154,8 +154,8 @@ class Trainer:
         record["learning_rate"] = float(self.schedule((epoch - 1) * num_steps))
         return record | {"seconds": seconds, "images_per_second": sum(sizes) / seconds}
 
-    # The functions to compile. Their first arguments belong to the run, the others are shared:
-    # `study.replicas` maps them over several runs.
+    # The functions to compile. Their first arguments belong to one run, and the others can be
+    # shared: `study.replicas` maps these functions over several runs.
 
     _seed_like = jax.ShapeDtypeStruct((), np.uint32)
 
@@ -178,6 +178,6 @@ class Trainer:
     def _lower(
         self, function: Callable, *args: Any, own: int = 1, batch_size: int = 1, **options: Any
     ) -> jax.stages.Lowered:
-        """Lowers one of them, whose first `own` arguments are the run's, for a batch size."""
+        """Lowers one of these functions; its first `own` arguments belong to the run."""
         del own
         return devices.lower(function, *args, batch_size=batch_size, **options)
