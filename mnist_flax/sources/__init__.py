@@ -1,6 +1,6 @@
 """Where images come from. Each source is a module whose `load` returns a `Loaded`.
 
-A new source is one more module here, and one more branch in `data.load`.
+A new source needs a module here and a branch in `data.load`.
 """
 
 import itertools
@@ -20,7 +20,7 @@ class Split(NamedTuple):
         return len(self.labels)
 
     def moments(self) -> tuple[float, float]:
-        """Returns mean and standard deviation of the pixels scaled to 0..1, to four decimals."""
+        """Returns the pixels' mean and standard deviation, scaled to 0..1, to four decimals."""
         # bincount takes 8 bytes per pixel, so it gets a thousand images at a time.
         chunks = np.array_split(self.images, max(len(self) // 1_000, 1))
         histogram = sum(np.bincount(chunk.ravel(), minlength=256) for chunk in chunks)
@@ -31,7 +31,7 @@ class Split(NamedTuple):
 
 
 def checksum(*splits: Split) -> str:
-    """Returns the CRC-32 of the images and labels of all splits, as 8 digits."""
+    """Returns the CRC-32 of the images and labels of all splits, as 8 hexadecimal digits."""
     crc = 0
     for array in itertools.chain(*splits):
         crc = zlib.crc32(array.tobytes(), crc)
@@ -47,7 +47,7 @@ class Loaded(NamedTuple):
 
 
 class UnreachableError(Exception):
-    """The host of `files`, by name, cannot be reached; the message says why."""
+    """The host of `files`, a list of names, cannot be reached; the message says why."""
 
     def __init__(self, message: str, files: tuple[str, ...]):
         super().__init__(message)

@@ -1,8 +1,8 @@
-"""Pictures of single digits, from a scanner, a phone or a drawing program, in MNIST's form.
+"""Converts pictures of single digits, scanned, photographed or drawn, to MNIST's form.
 
 MNIST's digits are bright on black, fit a box of 20x20 pixels, and are placed in 28x28 by their
-centre of mass (LeCun, Cortes and Burges, http://yann.lecun.com/exdb/mnist): that of every digit is
-nearest to row 14 and column 14, counted from 0.
+centre of mass (LeCun, Cortes and Burges, http://yann.lecun.com/exdb/mnist), which is nearest to row
+14 and column 14, counted from 0, in every digit.
 """
 
 import math
@@ -15,24 +15,24 @@ from scipy import ndimage
 from mnist_flax.errors import UserError
 
 SIDE, _BOX = 28, 20
-# What is fainter than this share of the ink is paper, in a photograph. A flat background has none.
+# Anything fainter than this share of the ink is paper, unless the background is perfectly flat.
 _PAPER = 0.3
 _FLAT = 2.0  # grey levels by which a flat background may vary
 _LOSSY = ("JPEG", "WEBP", "AVIF", "MPO")  # formats that leave traces around strokes
-_TRACES = 10.0  # grey levels of these
-_SPECK = 0.1  # of the area of the largest stroke; smaller ones are dirt
+_TRACES = 10.0  # how strong these traces may be, in grey levels
+_SPECK = 0.1  # share of the largest stroke's area; anything smaller is dirt
 
 
 def read(path: str | pathlib.Path, raw: bool = False) -> np.ndarray:
     """Reads a picture of one digit, uint8 `[28, 28, 1]`.
 
     Args:
-      path: of a PNG, JPEG or other file that Pillow reads; in colour, grey or transparent, dark on
+      path: a PNG, JPEG or other file that Pillow reads, in colour, grey or transparent, dark on
         light or light on dark.
-      raw: it is in MNIST's form already, and is taken as it is.
+      raw: whether the picture is in MNIST's form already, and is used as it is.
 
     Raises:
-      UserError: it cannot be read, shows nothing, or is not in MNIST's form though it should be.
+      UserError: the picture cannot be read, shows nothing, or is `raw` but not 28x28.
     """
     try:
         with Image.open(path) as picture:
@@ -56,7 +56,7 @@ def read(path: str | pathlib.Path, raw: bool = False) -> np.ndarray:
 
 
 def center(ink: np.ndarray) -> np.ndarray:
-    """Brings ink on an empty background into MNIST's form, uint8 `[28, 28]`.
+    """Converts ink on an empty background to MNIST's form, uint8 `[28, 28]`.
 
     Args:
       ink: float `[height, width]`, 0..255; not empty.
@@ -76,13 +76,13 @@ def center(ink: np.ndarray) -> np.ndarray:
 
 
 def _offset(mass: np.ndarray, length: int) -> int:
-    """Returns where the box begins, so that its centre of mass is nearest to the middle pixel."""
+    """Returns the offset that brings the box's centre of mass nearest to the middle pixel."""
     centre = np.average(np.arange(length), weights=mass)
     return min(max(math.floor(SIDE // 2 - centre + 0.5), 0), SIDE - length)
 
 
 def _grey(picture: Image.Image) -> np.ndarray:
-    """Returns luminance, float `[height, width]`, 0..255; transparency is a contrasting paper."""
+    """Returns luminance `[height, width]`, float 0..255; transparency becomes contrasting paper."""
     if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits or more
         values = np.asarray(picture, np.float64)
         return values * 255 / max(values.max(), 1) if values.max() > 255 else values
@@ -95,7 +95,7 @@ def _grey(picture: Image.Image) -> np.ndarray:
 
 
 def _ink(grey: np.ndarray, is_lossy: bool) -> np.ndarray:
-    """Returns how far each pixel is from the background, which the border shows, 0..255."""
+    """Returns each pixel's contrast with the background, taken from the border, 0..255."""
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     background = np.median(border)
     distance = np.abs(grey - background)

@@ -1,7 +1,7 @@
 """MNIST, Fashion-MNIST and KMNIST through TensorFlow Datasets (TFDS), without TensorFlow.
 
-TFDS needs TensorFlow to prepare these sets, but not to know where their files are and what their
-checksums are, nor to download and cache them. That much is taken from it; NumPy reads the files.
+TFDS needs TensorFlow to prepare these sets, but not to know the addresses and checksums of their
+files, nor to download and cache them. Only these parts of it are used; NumPy reads the files.
 """
 
 import contextlib
@@ -28,23 +28,23 @@ _UNPACKED_MNIST = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
-_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # what else may fail is the network
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # any other error is the network's
 _REACH_SECONDS = 5.0  # a host that has not answered by then counts as unreachable
-_STALL_SECONDS = 30.0  # likewise a download of which nothing has come; TFDS would wait for ever
+_STALL_SECONDS = 30.0  # likewise a download that stands still; TFDS would wait for ever
 
 
 def load(name: str, data_dir: str, manual_dir: str) -> Loaded:
     """Downloads a data set, or finds it in TFDS's cache or in a folder, and reads it.
 
     Args:
-      name: one of TFDS's that have MNIST's form.
-      data_dir: TFDS's cache; empty for its default.
-      manual_dir: a folder with the four IDX files, as they are downloaded or unpacked, or one in
-        which torchvision keeps them; empty to download them.
+      name: a TFDS data set in MNIST's format.
+      data_dir: TFDS's cache; if empty, its default.
+      manual_dir: a folder with the four IDX files, gzipped or unpacked, or a folder in which
+        torchvision keeps them; empty to download them.
 
     Raises:
       UnreachableError: the files would have to be downloaded, and their host cannot be reached.
-      UserError: a file is missing, damaged or not what it should be.
+      UserError: a file is missing, damaged or not the expected one.
     """
     builder = _builder(name, manual_dir or data_dir)
     infos = {info.filename: (url, info) for url, info in builder.url_infos.items()}
@@ -67,7 +67,7 @@ def load(name: str, data_dir: str, manual_dir: str) -> Loaded:
 
 
 def _find(folder: pathlib.Path, file: str, name: str) -> pathlib.Path:
-    """Returns the path of a file of a data set, by the names and the places that it may have."""
+    """Returns the path of a data set's file, which may have several names and places."""
     unpacked = file.removesuffix(".gz")
     names = (file, unpacked, unpacked.replace("-idx", ".idx"))
     try:
@@ -78,21 +78,21 @@ def _find(folder: pathlib.Path, file: str, name: str) -> pathlib.Path:
         for path in (place / name for name in names):
             if path.is_file():
                 return path
-    raise UserError(f"{folder / file}: No such file; allowed: it, or {unpacked} in the same folder")
+    raise UserError(f"{folder / file}: No such file; allowed: this file or {unpacked}")
 
 
 def _builder(name: str, data_dir: str) -> Any:
-    """Returns what TFDS knows of a data set; it looks for more in the folder, its cache by default.
+    """Returns TFDS's builder for a data set; it also reads `data_dir`, by default TFDS's cache.
 
     Raises:
-      UserError: the folder is no folder of this machine, or TFDS cannot read its own files in it.
+      UserError: the folder is not one of this machine, or TFDS cannot read its own files in it.
     """
-    # Imported here because it takes a second, which the sample saves.
+    # Imported here because it takes a second, which the sample does not need.
     import tensorflow_datasets as tfds
 
     try:
         return tfds.builder(name, data_dir=data_dir or None)
-    except Exception as error:  # of the system, of JSON, or of TFDS
+    except Exception as error:  # from the system, from JSON, or from TFDS
         given = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
         reason = " ".join(str(error).split()).rpartition('}": ')[2].rstrip(".")
         raise UserError(
@@ -101,13 +101,13 @@ def _builder(name: str, data_dir: str) -> Any:
 
 
 def _download(builder: Any, urls: Mapping[str, str]) -> dict[str, pathlib.Path]:
-    """Downloads files, or finds them in the cache that TFDS itself uses."""
+    """Downloads files, or finds them in TFDS's own cache."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
     class Manager(tfds.download.DownloadManager):
         def _download(self, resource: Any) -> Any:
-            # Called for files that are not cached. TFDS alone retries for minutes.
+            # Called for files that are not cached. By itself, TFDS retries for minutes.
             problem = _find_problem(resource.url)
             if problem:
                 host = urllib.parse.urlsplit(resource.url).hostname
@@ -124,7 +124,7 @@ def _download(builder: Any, urls: Mapping[str, str]) -> dict[str, pathlib.Path]:
         background = Background("download")
         paths = background.submit(manager.download, dict(urls))
         if not _finishes(background, downloads):
-            reason = f"nothing came for {_STALL_SECONDS:.0f} s"
+            reason = f"no data arrived for {_STALL_SECONDS:.0f} s"
             raise UnreachableError(f"the download failed ({reason})", tuple(urls))
         return {name: pathlib.Path(path) for name, path in paths.result().items()}
     except NonMatchingChecksumError as error:
@@ -132,7 +132,7 @@ def _download(builder: Any, urls: Mapping[str, str]) -> dict[str, pathlib.Path]:
         raise UserError(message) from None
     except UnreachableError:
         raise
-    except Exception as error:  # of the system, of TFDS, or of what it downloads with
+    except Exception as error:  # from the system, TFDS, or the libraries it downloads with
         if isinstance(error, OSError) and (error.filename or error.errno in _OF_DISKS):
             where = f"config.dataset.data_dir={downloads.parent}"
             raise UserError(f"{where}: {error.strerror}") from None
@@ -140,7 +140,7 @@ def _download(builder: Any, urls: Mapping[str, str]) -> dict[str, pathlib.Path]:
 
 
 def _finishes(background: Background, folder: pathlib.Path) -> bool:
-    """Waits for a download into a folder; returns False once nothing has come for a while."""
+    """Waits for a download into a folder; returns False if no data has arrived for a while."""
     try:
         before = _size(folder)
         while not background.close(_STALL_SECONDS):
@@ -149,11 +149,11 @@ def _finishes(background: Background, folder: pathlib.Path) -> bool:
                 return False
         return True
     finally:
-        background.close(timeout=0)  # a signal may have ended the waiting: give it up then
+        background.close(timeout=0)  # abandons the download if a signal has ended the wait
 
 
 def _size(folder: pathlib.Path) -> int:
-    """Returns how many bytes of unfinished files a folder of TFDS holds."""
+    """Returns the bytes that TFDS has written to unfinished files in its folder."""
     total = 0
     for path in folder.glob("*.tmp.*/*"):
         with contextlib.suppress(OSError):  # it may be finished by now
@@ -162,8 +162,8 @@ def _size(folder: pathlib.Path) -> int:
 
 
 def _find_problem(url: str) -> str:
-    """Tries a URL for a few seconds; returns what is wrong with its host, empty if nothing is."""
-    # What TFDS downloads with, so that proxies and certificates are those of the download.
+    """Tries a URL for a few seconds; returns what is wrong with its host, or an empty string."""
+    # TFDS downloads with it too, so the same proxies and certificates apply.
     import requests
 
     def reach() -> str:
@@ -171,10 +171,10 @@ def _find_problem(url: str) -> str:
             with requests.get(url, stream=True, timeout=_REACH_SECONDS) as response:
                 if response.status_code != 200:
                     return f"answered HTTP {response.status_code}"
-                # As a hotel's network answers until somebody logs in.
+                # A hotel's network answers like this until somebody logs in.
                 is_page = response.headers.get("Content-Type", "").startswith("text/html")
                 return "answered with a web page, not with a file" if is_page else ""
-        except Exception as error:  # of the system, or of the many layers of requests
+        except Exception as error:  # from the system, or any layer of requests
             return f"cannot be reached ({_cause(error)})"
 
     # In the background, because looking up a name has no timeout of its own.
@@ -186,21 +186,21 @@ def _find_problem(url: str) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    """Returns, in one line, what an error comes from: what the system said, say."""
+    """Returns the root cause of an error in one line, such as the system's message."""
     while error.__context__ is not None:
         error = error.__context__
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _verify(path: pathlib.Path, name: str, size: int, checksum: str, discard: bool) -> None:
-    """Compares a file with what is known of it; `discard` removes one that differs.
+    """Checks a file's size and checksum; with `discard`, removes a file that differs.
 
     Args:
-      path: gzipped, or not.
-      name: of the data set.
-      size: of the gzipped file.
-      checksum: SHA-256 of the gzipped file.
-      discard: whether it can be downloaded again.
+      path: the file, gzipped or not.
+      name: the data set.
+      size: the bytes of the gzipped file.
+      checksum: the SHA-256 of the gzipped file.
+      discard: whether the file can be downloaded again.
     """
     try:
         content = path.read_bytes()
@@ -215,20 +215,20 @@ def _verify(path: pathlib.Path, name: str, size: int, checksum: str, discard: bo
     if discard:
         path.unlink()
     mismatch = (
-        f"{size:,} bytes expected, {len(content):,} found"
+        f"expected {size:,} bytes, found {len(content):,}"
         if len(content) != size
-        else f"SHA-256 {checksum[:12]}… expected, {found[:12]}… found"
+        else f"expected SHA-256 {checksum[:12]}…, found {found[:12]}…"
     )
-    removed = "; removed, run again to download it anew" if discard else ""
+    removed = "; it was removed: run again to download it" if discard else ""
     raise UserError(f"{path}: {mismatch}{removed}")
 
 
 def _verify_unpacked(path: pathlib.Path, name: str, content: bytes) -> None:
-    """Compares an unpacked file with MNIST's. Of the other sets, only the form is known."""
+    """Checks an unpacked file against MNIST's; for the other sets, no checksum is known."""
     found = hashlib.sha256(content).hexdigest()
     expected = _UNPACKED_MNIST[path.name.replace(".idx", "-idx").removesuffix(".gz")]
     if name == "mnist" and found != expected:
-        mismatch = f"SHA-256 {expected[:12]}… expected, {found[:12]}… found"
+        mismatch = f"expected SHA-256 {expected[:12]}…, found {found[:12]}…"
         raise UserError(f"{path}: {mismatch}")
     if name != "mnist" and found == expected:
-        raise UserError(f"{path}: it is MNIST's, not that of {name}")
+        raise UserError(f"{path}: this is MNIST's file, not {name}'s")

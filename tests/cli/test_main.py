@@ -222,7 +222,7 @@ def test_a_damaged_file_is_one_line_and_leaves_nothing(fork_main, mnist_dir, tmp
     damaged.write_bytes(damaged.read_bytes()[:-1])
     done = fork_main(f"--workdir={workdir}", f"--config.dataset.manual_dir={folder}")
     assert done.returncode == 2
-    assert done.stderr == f"error: {damaged}: 28,881 bytes expected, 28,880 found\n"
+    assert done.stderr == f"error: {damaged}: expected 28,881 bytes, found 28,880\n"
     assert not workdir.exists()
 
 

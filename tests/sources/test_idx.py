@@ -33,25 +33,25 @@ def test_images_and_labels(tmp_path):
 @pytest.mark.parametrize(
     ("content", "side", "expected"),
     [
-        (b"not gzip", None, "magic number 0x00000801 expected, 0x6e6f7420 found"),
+        (b"not gzip", None, "expected magic number 0x00000801, found 0x6e6f7420"),
         (content_of(0x801, 9, values=bytes(9))[:-9], None, "cannot be read: "),
         (gzip.compress(b"", mtime=0), None, "magic number"),
         (gzip.compress(bytes(3), mtime=0), None, "magic number"),
         (
             content_of(0x803, 9, values=bytes(9)),
             None,
-            "magic number 0x00000801 expected, 0x00000803",
+            "expected magic number 0x00000801, found 0x00000803",
         ),
         (
             content_of(0x801, 9, values=bytes(9)),
             3,
-            "magic number 0x00000803 expected, 0x00000801",
+            "expected magic number 0x00000803, found 0x00000801",
         ),
-        (content_of(0x801, 8, values=bytes(8)), None, r"shape \(9,\) expected, \(8,\) found"),
-        (content_of(0x803, 9, 3, 4, values=bytes(108)), 3, r"expected, \(9, 3, 4\) found"),
-        (content_of(0x801, 9, values=bytes(10)), None, "9 values expected, 10 found"),
-        (content_of(0x801, 9, values=bytes(8)), None, "9 values expected, 8 found"),
-        (content_of(0x801, 9, values=b"\x0a" + bytes(8)), None, "labels from 0 to 9 expected, 10"),
+        (content_of(0x801, 8, values=bytes(8)), None, r"expected shape \(9,\), found \(8,\)"),
+        (content_of(0x803, 9, 3, 4, values=bytes(108)), 3, r"found \(9, 3, 4\)"),
+        (content_of(0x801, 9, values=bytes(10)), None, "expected 9 values, found 10"),
+        (content_of(0x801, 9, values=bytes(8)), None, "expected 9 values, found 8"),
+        (content_of(0x801, 9, values=b"\x0a" + bytes(8)), None, "labels from 0 to 9, found 10"),
     ],
 )
 def test_wrong_content(tmp_path, content, side, expected):

@@ -61,7 +61,7 @@ def test_damaged_files_are_named(mnist_dir, tmp_path, name, damage):
     message = str(error.value)
     assert str(tmp_path / name) in message
     assert "\n" not in message
-    expected = {"missing": "No such file", "flipped": "SHA-256"}.get(damage, "bytes expected")
+    expected = {"missing": "No such file", "flipped": "SHA-256"}.get(damage, " bytes, found")
     assert expected in message
     if damage != "missing":
         assert (tmp_path / name).exists()  # the user's own file is kept
@@ -91,11 +91,11 @@ def test_unpacked_files_are_checked_by_content(mnist_dir, tmp_path):
         content = bytearray(gzip.decompress((mnist_dir / file).read_bytes()))
         # Some copies have a dot in the name instead of a hyphen.
         (tmp_path / file.removesuffix(".gz").replace("-idx", ".idx")).write_bytes(content)
-    with pytest.raises(UserError, match=r"idx3-ubyte: it is MNIST's, not that of kmnist"):
+    with pytest.raises(UserError, match=r"idx3-ubyte: this is MNIST's file, not kmnist's"):
         tfds.load("kmnist", "", str(tmp_path))
     content[-1] = (content[-1] + 1) % 10
     (tmp_path / "t10k-labels.idx1-ubyte").write_bytes(content)
-    with pytest.raises(UserError, match=r"t10k-labels.idx1-ubyte: SHA-256 ff7bcfd4.* expected"):
+    with pytest.raises(UserError, match=r"t10k-labels.idx1-ubyte: expected SHA-256 ff7bcfd4"):
         tfds.load("mnist", "", str(tmp_path))
 
 
@@ -270,7 +270,7 @@ class TestDownload:
         path = self.download(builder)
         path.write_bytes(self.CONTENT[:-1])
         info = next(iter(builder.url_infos.values()))
-        with pytest.raises(UserError, match="removed, run again"):
+        with pytest.raises(UserError, match="removed: run again"):
             tfds._verify(path, "mnist", info.size, info.checksum, discard=True)
         assert self.download(builder).read_bytes() == self.CONTENT
 
@@ -309,7 +309,7 @@ class TestDownload:
         monkeypatch.setattr(tfds, "_STALL_SECONDS", 0.5)
         server.length = len(self.CONTENT) + 1
         server.may_go_on.clear()
-        with pytest.raises(UnreachableError, match=r"the download failed \(nothing came for"):
+        with pytest.raises(UnreachableError, match=r"the download failed \(no data arrived for"):
             self.download(builder)
         server.may_go_on.set()
 
