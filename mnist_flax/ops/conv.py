@@ -1,21 +1,21 @@
 """A convolution for `nn.Conv` that is fast on CPUs too.
 
-It computes what `lax.conv_general_dilated` computes, to float rounding, and can be differentiated
-in reverse mode only.
+It computes the same as `lax.conv_general_dilated`, up to float rounding, and can be differentiated
+only in reverse mode.
 
 Why it is faster. A stride-1 convolution uses Cook and Toom's minimal filtering along the rows
-(Winograd's convolution, in one dimension; Lavin and Gray, 2015, arXiv 1509.09308): `tile` rows of
-output from kernels of `taps` rows take `tile + taps - 1` products instead of `tile * taps`, each of
-a constant combination of the input's rows and a constant combination of the kernel's. For 5x5
+(Winograd's convolution, in one dimension; Lavin and Gray, 2015, arXiv 1509.09308): with a
+kernel of `taps` rows, `tile` rows of output take `tile + taps - 1` products instead of
+`tile * taps`, each of a constant combination of the input's rows and one of the kernel's. For 5x5
 kernels and tiles of 4 that is 8 instead of 20. Each product is one of XLA's convolutions along the
-columns; its gradient by the kernel is a matrix product, where XLA would transpose both arrays
-first. A convolution of one channel multiplies its patches, a few columns of them as one. The
-gradients of a convolution whose stride is its kernel's size, 1x1 included, are products of rows as
-they lie in memory.
+columns; its gradient with respect to the kernel is a matrix product, where XLA would first
+transpose both arrays. A convolution of one channel is a matrix product of patches, each covering a
+few columns. If the stride is the kernel's size, as in every 1x1 convolution with stride 1, the
+gradients are products of rows as they lie in memory.
 
 Where. Only CPUs use it. Elsewhere each pass is XLA's own, which serves GPUs and TPUs well. The
-choice is made when a program is lowered, pass by pass, so that one program exported for several
-platforms is right on each.
+choice is made for each pass when a program is lowered, so that a program exported for several
+platforms does the right thing on each.
 """
 
 import functools
@@ -34,18 +34,18 @@ from mnist_flax.ops import cook_toom
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 _PLAIN = (("feature_group_count", 1), ("batch_group_count", 1))
-# At most so many images are summed to a kernel gradient at a time: they stay in the cache.
+# How many images at most are summed into a kernel gradient at a time: these stay in the cache.
 _CHUNK = 16
-# It pays from so many kernel rows on: XLA is as fast with 3x3, and compiles in less time.
+# The fewest kernel rows for a tiled kernel gradient: XLA is as fast with 3x3, and compiles sooner.
 _LARGE = 4
-# So many columns count as one, which makes fewer and larger products: in kernel gradients, and
-# for one channel.
+# How many columns are treated as one, for fewer and larger products: in kernel gradients, and in
+# convolutions of one channel.
 _COLUMNS = 2
 _COLUMNS_OF_ONE = 4
 
 _Strides = tuple[int, int]
 _Padding = tuple[tuple[int, int], tuple[int, int]]
-_Conv = Callable[..., jax.Array]  # of (lhs, rhs, strides, padding)
+_Conv = Callable[..., jax.Array]  # takes (lhs, rhs, strides, padding)
 
 
 def conv_general_dilated(
@@ -55,7 +55,7 @@ def conv_general_dilated(
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
 ) -> jax.Array:
-    """Convolves as `lax.conv_general_dilated` does, and by it unless the convolution is plain.
+    """Convolves like `lax.conv_general_dilated`, which it calls unless the convolution is plain.
 
     A plain convolution has floats of 32 bits or fewer, two dimensions, NHWC and HWIO, no dilation,
     no groups, default precision, no negative padding, and a batch size that is known.
@@ -65,10 +65,10 @@ def conv_general_dilated(
       rhs: float `[kernel height, kernel width, in, out]`.
       window_strides: vertical and horizontal.
       padding: 'VALID', 'SAME', or (low, high) for both axes.
-      **options: of `lax.conv_general_dilated`.
+      **options: the other arguments of `lax.conv_general_dilated`.
 
     Returns:
-      Float `[batch, height', width', out]`, of the type of `lhs`.
+      Float `[batch, height', width', out]`, with the dtype of `lhs`.
     """
     strides = tuple(window_strides)
     if _is_plain(lhs, rhs, **options):
@@ -151,7 +151,7 @@ _conv.defvjp(_forward, _backward)
 
 
 def _on_cpu(rhs: jax.Array, strides: _Strides, padding: _Padding) -> tuple[_Conv, _Conv, _Conv]:
-    """Returns the functions for the convolution, its gradient by the input, and by the kernel."""
+    """Returns the functions for the convolution, its input gradient and its kernel gradient."""
     if strides == rhs.shape[:2] and not np.any(padding):
         return _xla_conv, _blocked_conv, _blocked_conv
     if strides == (1, 1) and rhs.shape[2] == 1:
@@ -172,7 +172,7 @@ def _pad(images: jax.Array, padding: _Padding) -> jax.Array:
 def _blocked_conv(
     lhs: jax.Array, rhs: jax.Array, strides: _Strides, padding: _Padding
 ) -> jax.Array:
-    """Convolves with a stride of the kernel's size, so that each pixel is used once."""
+    """Convolves with a stride equal to the kernel's size, so that each pixel is used once."""
     del padding  # none
     rows, columns = strides
     batch, height, width, features = lhs.shape
@@ -189,7 +189,7 @@ def _blocked_conv(
 def _patches_conv(
     lhs: jax.Array, rhs: jax.Array, strides: _Strides, padding: _Padding
 ) -> jax.Array:
-    """Convolves one channel: its patches, each for a few columns, times the kernel."""
+    """Convolves one channel by multiplying patches, each for a few columns, with the kernel."""
     del strides  # one
     images = _pad(lhs, padding)
     rows, columns, _, features = rhs.shape
@@ -209,7 +209,7 @@ def _patches_conv(
 
 
 def _tiled_conv(lhs: jax.Array, rhs: jax.Array, strides: _Strides, padding: _Padding) -> jax.Array:
-    """Convolves by Cook and Toom's algorithm along the rows, in float32."""
+    """Convolves with Cook and Toom's algorithm along the rows, in float32."""
     lhs, taps = _pad(lhs, padding), rhs.shape[0]
     height = lhs.shape[1] - taps + 1
     tile, tiles = cook_toom.tiling(height, taps)
@@ -228,11 +228,11 @@ def _tiled_conv(lhs: jax.Array, rhs: jax.Array, strides: _Strides, padding: _Pad
 def _tiled_kernel_gradient(
     lhs: jax.Array, gradient: jax.Array, kernel: tuple[int, int]
 ) -> jax.Array:
-    """Returns the gradient of `_tiled_conv` by its kernel, float32, given the output's gradient.
+    """Returns the kernel gradient of `_tiled_conv`, float32, given the output's gradient.
 
-    For each pair of combined rows, of the input and of the output's gradient, it multiplies every
-    column of the one by the column `j` before it of the other. `_COLUMNS` columns count as one,
-    with as many times the channels: fewer and larger products, a few of which are discarded.
+    For each pair of combined rows, one of the input and one of the output's gradient, it multiplies
+    each column of the former with the column `j` before it of the latter. `_COLUMNS` columns are
+    treated as one with that many times the channels; a few of these products are discarded.
     """
     taps, columns = kernel
     tile, tiles = cook_toom.tiling(gradient.shape[1], taps)
@@ -243,7 +243,7 @@ def _tiled_kernel_gradient(
 
     def add_chunk(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         lhs, gradient = (
-            _pad(images, ((0, 0), (0, size * _COLUMNS - images.shape[2])))  # columns of 0
+            _pad(images, ((0, 0), (0, size * _COLUMNS - images.shape[2])))  # with columns of zeros
             for images, size in zip(chunk, (groups + shifts - 1, groups), strict=True)
         )
         inputs = _input_rows(lhs, of_input, tile, tiles)
@@ -260,7 +260,7 @@ def _tiled_kernel_gradient(
     chunks = tuple(x.reshape(-1, size, *x.shape[1:]) for x in (lhs, gradient))
     zeros = jnp.zeros((len(of_kernel), shifts, *features))
     total, _ = lax.scan(add_chunk, zeros, chunks)
-    # Entry (s, a, b) is of input column s * _COLUMNS + a and output column b: j apart.
+    # Entry (s, a, b) is for input column s * _COLUMNS + a and output column b: j apart.
     total = total.reshape(len(total), shifts * _COLUMNS, lhs.shape[3], _COLUMNS, gradient.shape[3])
     kernels = sum(total[:, b : b + columns, :, b] for b in range(_COLUMNS))
     return jnp.einsum("kt,kjco->tjco", of_kernel, kernels)
@@ -274,7 +274,7 @@ def _input_rows(lhs: jax.Array, of_input: np.ndarray, tile: int, tiles: int) -> 
 def _tile_rows(images: jax.Array, count: int, tile: int, tiles: int) -> list[jax.Array]:
     """Returns the first, second, ... row of every tile, float32 `[batch, tiles, width * channels]`.
 
-    Rows are flat, so that neighbouring columns are one slice.
+    Rows are flat, so that neighbouring columns form one slice.
     """
     batch, height, *row = images.shape
     images = images.reshape(batch, height, math.prod(row)).astype(jnp.float32)

@@ -4,8 +4,8 @@ import functools
 
 import numpy as np
 
-# Where Cook and Toom's polynomials are evaluated. All powers of two or 0, so that the constants of
-# input and output are exact; more of them would save more products and cost float32 its digits.
+# Where Cook and Toom's polynomials are evaluated. All are 0 or powers of two, so that the constants
+# of input and output are exact. More points would save more products, but cost float32 precision.
 POINTS = (0, 1, -1, 2, -2, 1 / 2, -1 / 2)
 
 
@@ -20,8 +20,8 @@ def constants(tile: int, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     """Returns the constants of the algorithm for `tile` outputs of `taps` taps.
 
     y[i] = sum over t of x[i + t] * w[t] is `output @ ((kernel @ w) * (input @ x))`: a product
-    of polynomials is the product of their values, here at the first points and at infinity. They
-    are Lavin and Gray's B^T, G and A^T.
+    of polynomials is given by the products of their values, here at the first points and at
+    infinity. The three matrices are Lavin and Gray's B^T, G and A^T.
 
     Returns:
       `input` float32 `[products, products]`, `kernel` `[products, taps]`, `output`

@@ -1,14 +1,14 @@
 """A gather of single pixels that is fast on TPUs too.
 
-It computes what `jnp.take_along_axis` computes, bit for bit.
+It computes the same as `jnp.take_along_axis`, bit for bit.
 
-Why it is faster. To gather single pixels, a TPU reads far more memory than it returns, by its
-compiler 1.8 kB for each. Its matrix units select instead: a product with a one-hot row copies a row
-of the image, and another takes the pixel from that row. An integer below 256 is exact in bfloat16,
-and so is a sum with one term other than 0. The compiler fuses both products, so they need little
-memory (docs/hosts.md has the figures).
+Why it is faster. To gather single pixels, a TPU reads far more memory than it returns: 1.8 kB for
+each, by its compiler's estimate. Here its matrix units select the pixels instead: a product with a
+one-hot row copies a row of the image, and another takes the pixel from that row. An integer below
+256 is exact in bfloat16, and so is a sum with only one nonzero term. The compiler fuses both
+products, so they need little memory (docs/hosts.md has the figures).
 
-Where. Only TPUs use it; elsewhere it is the library's own. The choice is made when a program is
+Where. Only TPUs use it; other devices use the library's own. The choice is made when a program is
 lowered.
 """
 
@@ -35,9 +35,9 @@ def take_along_rows(pixels: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def by_products(pixels: jax.Array, index: jax.Array) -> jax.Array:
-    """Reads pixels by matrix products, of uint8 alone; see `take_along_rows`."""
+    """Reads uint8 pixels by matrix products; see `take_along_rows`."""
     batch, count, channels = pixels.shape
-    # Two products, with a row and with a column, are a twentieth of the work of one with a pixel.
+    # Selecting a row and then a column takes a twentieth of the work of selecting a pixel at once.
     width = next(width for width in range(math.isqrt(count), 0, -1) if count % width == 0)
     rows, columns = jnp.divmod(index, width)
     images = pixels.reshape(batch, -1, width, channels).astype(jnp.bfloat16)

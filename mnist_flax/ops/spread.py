@@ -1,9 +1,9 @@
-"""A network on a batch that is spread over CPU devices: each applies it to its own part.
+"""Applies a network to a batch that is spread over CPU devices: each takes its own part.
 
 XLA can partition the network by itself, and does so on GPUs and TPUs. On CPUs it would gather the
 batch for the convolutions of `ops.conv`, and Gloo, which sums between processes, takes the arrays
 of an all-reduce one after another. A step of `configs/quick.py` sums 43 arrays that way and 13 this
-way: two for each batch norm, one for all gradients, the loss and the accuracy.
+way: two for each batch norm, and one each for all gradients, the loss and the accuracy.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ _BATCH_AXIS = "batch"  # of the mesh, if one is set
 
 
 def axis_name() -> str | None:
-    """Returns the axis over which the devices apply the network to their parts, if they do."""
+    """Returns the axis that the batch is split along inside `apply`; None if it is not split."""
     manual = jax.sharding.get_abstract_mesh().manual_axes
     return _BATCH_AXIS if _BATCH_AXIS in manual else None
 
@@ -28,18 +28,18 @@ def apply(
     """Returns `function(variables, x, **options)`, the `apply` of a network.
 
     Args:
-      function: of several devices, each calls it with its part of the batch; it sums over
-        `axis_name()` what is of the whole batch, except for gradients.
-      variables: of the network.
+      function: each of several devices calls it with its part of the batch; it must sum over
+        `axis_name()` whatever concerns the whole batch, except for gradients.
+      variables: the network's.
       x: `[batch, ...]`.
       **options: with `mutable`, the result is rows of the batch and the updated variables, else
-        rows alone.
+        only rows.
     """
     mesh = jax.sharding.get_abstract_mesh()
     parts = dict(mesh.shape).get(_BATCH_AXIS, 1)
     if parts == 1 or axis_name() or mesh.abstract_device.device_kind != "cpu":
         return function(variables, x, **options)
-    # As one array, the parameters have one gradient to sum over the devices.
+    # As one array, the parameters have a single gradient to sum over the devices.
     flat, unravel = ravel_pytree(variables["params"])
     others = {name: tree for name, tree in variables.items() if name != "params"}
 
