@@ -1,8 +1,8 @@
 """The original's hyper-parameters: SimpleCNN on MNIST, 20 epochs.
 
 99.40 % +- 0.04 test accuracy after 20 epochs (mean of 10 seeds and its 95 % interval; from 99.25 to
-99.48 %; NVIDIA H200, jax 0.11.2). One run takes 33 s there, the whole command, and 20 to 30 minutes
-on 2 cores of an AMD EPYC or Intel Xeon (jax 0.10.2).
+99.48 %; NVIDIA H200, jax 0.11.2). The whole command takes 33 s there, and 20 to 30 minutes on 2
+cores of an AMD EPYC or Intel Xeon (jax 0.10.2).
 
 python main.py --config configs/default.py
 """
@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """Returns the default configuration; every other recipe derives from it."""
     config = ConfigDict()
-    config.seed = 42  # of initialisation, shuffling, augmentation and the validation split
+    config.seed = 42  # for initialisation, shuffling, augmentation and the validation split
     config.num_epochs = 20  # passes over the training set
     config.batch_size = 2048  # images; the last, smaller batch of an epoch is kept
-    config.label_smoothing = 0.0  # share of each target that is spread over all classes
+    config.label_smoothing = 0.0  # share of each target that is spread evenly over all classes
 
     config.dataset = ConfigDict()
     config.dataset.name = "mnist"  # mnist | fashion_mnist | kmnist
@@ -28,8 +28,8 @@ def get_config() -> ConfigDict:
     config.augment = ConfigDict()  # one random affine map per image, in training only
     config.augment.enabled = True  # True | False
     config.augment.rotation = 15.0  # degrees, uniform in +-rotation
-    config.augment.translation = 0.15  # fraction of the side, uniform in +-, to whole pixels
-    config.augment.scale = (0.8, 1.2)  # uniform between the two
+    config.augment.translation = 0.15  # share of the side, uniform in +-translation, whole pixels
+    config.augment.scale = (0.8, 1.2)  # factor, uniform between the two
     config.augment.interpolation = "nearest"  # nearest | bilinear
 
     config.model = ConfigDict()
@@ -38,47 +38,47 @@ def get_config() -> ConfigDict:
         (64, 128),
         (256,),
     )  # one per convolution, one tuple per block
-    config.model.kernel_sizes = ((5, 5), (3, 3), (1,))  # sides of their kernels, pixels
+    config.model.kernel_sizes = ((5, 5), (3, 3), (1,))  # side of each kernel in pixels
     config.model.downsample = "strided"  # strided (2x2 convolution) | max | avg; between blocks
     config.model.norm = "batch"  # batch | layer | group | none
     config.model.norm_position = "before"  # before | after the ReLU
     config.model.num_groups = 4  # channel groups of norm="group"
     config.model.padding = "VALID"  # VALID (none) | SAME
-    config.model.dtype = "float32"  # float32 | bfloat16, of the computation; parameters are float32
+    config.model.dtype = "float32"  # float32 | bfloat16, for computing; parameters are float32
 
     config.optimizer = ConfigDict()  # Adam
     config.optimizer.learning_rate = 0.003  # peak learning rate
     config.optimizer.schedule = "exponential"  # exponential | linear | cosine (both down to 0)
-    config.optimizer.learning_rate_decay = 0.99  # factor per epoch, for exponential; 1: constant
-    config.optimizer.warmup = 0.0  # share of all steps in which the rate rises from 0
+    config.optimizer.learning_rate_decay = 0.99  # factor per epoch for exponential; 1: constant
+    config.optimizer.warmup = 0.0  # share of all steps during which the rate rises from 0
     config.optimizer.b1 = 0.9  # decay of the first moment
     config.optimizer.b2 = 0.999  # decay of the second moment
-    config.optimizer.eps = 1e-8  # added to the root of the second moment
+    config.optimizer.eps = 1e-8  # added to the square root of the second moment
     config.optimizer.weight_decay = 5e-5  # L2 coefficient; 0: none
     config.optimizer.decoupled = False  # False: decay joins the gradient (Adam) | True: AdamW
-    config.optimizer.ema_decay = 0.0  # per step, of averaged weights; 0: evaluate the last weights
+    config.optimizer.ema_decay = 0.0  # per step, for averaged weights; 0: evaluate the last weights
 
     config.evaluation = ConfigDict()  # test-time augmentation
     config.evaluation.num_views = 1  # views of an image whose probabilities are averaged
-    config.evaluation.strength = 0.5  # of the other views, as a share of the ranges of augment
+    config.evaluation.strength = 0.5  # of the other views, as a fraction of augment's ranges
 
     config.checkpoint = ConfigDict()  # written after every epoch
-    config.checkpoint.keep = 2  # the newest so many are kept, and the best
+    config.checkpoint.keep = 2  # how many of the newest to keep; the best is kept too
 
     config.wandb = ConfigDict()
     config.wandb.mode = "auto"  # online | offline | disabled | auto: online if logged in
-    config.wandb.project = "mnist_flax"  # created when it is first used
+    config.wandb.project = "mnist_flax"  # created on first use
     config.wandb.entity = ""  # user or team; empty: the login's default
     config.wandb.group = ""  # groups runs on the web page
     config.wandb.tags = ()  # as 'a,b' or "('a', 'b')"
     config.wandb.job_type = "train"  # kind of run, to filter by on the web page
-    config.wandb.notes = ""  # shown beside the run
+    config.wandb.notes = ""  # shown next to the run
     config.wandb.log_model = "none"  # none | best | all: the checkpoints to keep as artifacts
 
-    config.study = ConfigDict()  # for python -m mnist_flax.study alone
-    config.study.num_seeds = 10  # replicas of each variant, from config.seed on
+    config.study = ConfigDict()  # only for python -m mnist_flax.study
+    config.study.num_seeds = 10  # replicas of each variant, with seeds from config.seed on
     config.study.num_together = 0  # replicas per program; 0: all that fit, or one on a CPU
     config.study.num_final_epochs = 1  # last epochs over which test results are averaged
     config.study.ensemble_size = 10  # replicas that --ensemble averages
-    config.study.variants = ConfigDict()  # by name: the fields that differ, in groups
+    config.study.variants = ConfigDict()  # by name: the fields to change, in their groups
     return config

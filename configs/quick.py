@@ -13,11 +13,11 @@ from configs import default
 
 
 def get_config() -> ConfigDict:
-    """Returns the default configuration, made small."""
+    """Returns the default configuration, scaled down."""
     config = default.get_config()
     config.num_epochs = 3
-    config.batch_size = 32  # many steps, for the sample's 4,000 images make few
-    config.augment.translation = 0.08  # gentler, for there is no time to learn the harder task
+    config.batch_size = 32  # small, because the sample's 4,000 images make few steps
+    config.augment.translation = 0.08  # gentler: there is no time to learn the harder task
     config.model.channels = ((8, 8), (16, 32), (64,))
     config.optimizer.learning_rate = 0.006
     config.optimizer.learning_rate_decay = 0.5  # settles within the three epochs

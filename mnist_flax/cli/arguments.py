@@ -21,13 +21,13 @@ def parse(
     """Parses and checks the command line.
 
     Args:
-      argv: of the command.
-      default_recipe: the file of `configs/` to use without `--config`.
-      config: the flag of the recipe.
-      arguments: in which that flag looks for overrides; replaced.
+      argv: the command line, which begins with the program's name.
+      default_recipe: the file in `configs/` to use if `--config` is not given.
+      config: the `--config` flag.
+      arguments: the list in which that flag looks for overrides; its items are replaced.
 
     Raises:
-      UserError: one line on what is wrong and what is allowed.
+      UserError: one line that says what is wrong and what is allowed.
     """
     try:
         _forget_flags()
@@ -37,7 +37,7 @@ def parse(
         fields.check(config.value)
     except UserError:
         raise
-    except Exception as error:  # of absl, of ml_collections, or in the recipe itself
+    except Exception as error:  # from absl, ml_collections or the recipe itself
         raise UserError(_explain(error)) from None
     if positional:
         own = flags.FLAGS.get_key_flags_for_module(argv[0])
@@ -46,7 +46,7 @@ def parse(
 
 
 def _forget_flags() -> None:
-    """Forgets what another command of this process was given: notebooks run several."""
+    """Forgets the flags of an earlier command in this process: a notebook may run several."""
     for name in list(flags.FLAGS):
         if name.startswith("config."):
             delattr(flags.FLAGS, name)
@@ -54,7 +54,7 @@ def _forget_flags() -> None:
 
 
 def _recipe_first(argv: Sequence[str], default_recipe: str) -> list[str]:
-    """Moves `--config` to the front, where overrides need it; of several, the last is taken."""
+    """Moves `--config` to the front, where overrides need it; of several, the last counts."""
     given, others = str(configs.RECIPES / default_recipe), list(argv[:1])
     rest = iter(argv[1:])
     for argument in rest:
@@ -64,9 +64,9 @@ def _recipe_first(argv: Sequence[str], default_recipe: str) -> list[str]:
             given = match[2] if match[1] else next(rest, "")
         else:
             others.append(argument)
-    if not os.path.isfile(given.partition(":")[0]):  # a colon separates an argument of the recipe
+    if not os.path.isfile(given.partition(":")[0]):  # a colon may introduce the recipe's argument
         recipes = ", ".join(f"configs/{path.name}" for path in sorted(configs.RECIPES.glob("*.py")))
-        raise UserError(f"--config={given}: no such file; allowed: a recipe, as {recipes}")
+        raise UserError(f"--config={given}: no such file; allowed: a recipe, such as {recipes}")
     configs.make_importable(pathlib.Path(given).absolute().parent)
     return [*others[:1], f"--config={given}", *others[1:]]
 
@@ -86,13 +86,13 @@ def _check_overrides(arguments: Sequence[str]) -> None:
 def _explain(error: Exception) -> str:
     """Returns one line for an error that parsing flags or loading a recipe raised."""
     text = str(error).removeprefix("ERROR:: ").strip()
-    if "Traceback" in text:  # of a recipe; its last line names the error
+    if "Traceback" in text:  # from a recipe; the last line names the error
         text = text.splitlines()[-1]
     text = " ".join(text.split())
     if unknown := re.match(r"(Unknown command line flag '(.+?)')(\. Did you mean: (\w+))?", text):
         theirs = f"did you mean --{unknown[4]}? " if unknown[4] else ""
         guess = fields.suggest(unknown[2]) or theirs
-        return f"{unknown[1]}; {guess}allowed: those of docs/flags.md"
+        return f"{unknown[1]}; {guess}allowed: the flags in docs/flags.md"
     match = re.search(r"--config\.([\w.]+)=", text)
     if match and match[1] in fields.FIELDS:
         return f"{text}; allowed: {fields.FIELDS[match[1]].allowed}"

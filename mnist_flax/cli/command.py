@@ -6,10 +6,10 @@ from ml_collections import ConfigDict, config_flags
 
 from mnist_flax.cli import environment, program
 
-_arguments: list[str] = []  # in which ml_collections looks for overrides
+_arguments: list[str] = []  # where ml_collections looks for overrides
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
-    help_string="The recipe, a file of configs/ by default.",
+    help_string="The recipe: a Python file, such as those in configs/.",
     lock_config=True,
     sys_argv=_arguments,
 )
@@ -19,8 +19,8 @@ def start(main: Callable[[ConfigDict], None], default_recipe: str = "default.py"
     """Calls `main` with the configuration that the command line asks for, and exits.
 
     Args:
-      main: of the command.
-      default_recipe: the file of `configs/` to use without `--config`.
+      main: the command's own function.
+      default_recipe: the file in `configs/` to use if `--config` is not given.
     """
 
     def parse(argv: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Variables of the environment that libraries read when they are imported, and may refuse."""
+"""Checks the environment variables that libraries read on import, and may reject."""
 
 import contextlib
 import io
@@ -8,10 +8,10 @@ from mnist_flax.errors import UserError
 
 
 def check() -> None:
-    """Imports JAX, and draws a bar of tqdm if variables change its bars.
+    """Imports JAX, and draws a tqdm bar if any variables configure tqdm.
 
     Raises:
-      UserError: one of them refuses a variable.
+      UserError: one of them rejects a variable.
     """
     _check_tqdm()
     try:
@@ -30,7 +30,7 @@ def _check_tqdm() -> None:
 
             with tqdm(total=1) as bar:
                 bar.refresh()
-    except Exception as error:  # whatever comes of a text in place of a number, or of a stream
+    except Exception as error:  # tqdm may raise anything for text in place of a number or a stream
         given, reason = " and ".join(variables), " ".join(str(error).split())
         raise UserError(
             f"tqdm cannot use {given} ({reason}); unset it, or see tqdm's manual"

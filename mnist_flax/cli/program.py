@@ -21,16 +21,16 @@ def run(
     main: Callable[[list[str]], None],
     parse: Callable[[Sequence[str]], list[str]] | None = None,
 ) -> None:
-    """Calls `main` with the arguments that are no flags, and exits.
+    """Calls `main` with the arguments that are not flags, and exits.
 
-    A `UserError` is one line and status 2. SIGTERM and Ctrl-C end with a line that says how to
-    resume, and status 143 and 130. If another process of the run has died, it is one line and
-    status 1.
+    A `UserError` prints one line and exits with status 2. SIGTERM and Ctrl-C print how to resume,
+    and exit with status 143 and 130. If another process of the run failed or disappeared, it prints
+    one line and exits with status 1.
 
     Args:
-      main: of the command.
-      parse: parses the command line, and returns the program's name and what `main` gets; by
-        default it parses the flags, and checks the environment.
+      main: the command's own function.
+      parse: parses the command line, and returns the program's name and the arguments for `main`;
+        by default, it parses the flags and checks the environment.
     """
     is_parsed = False
 
@@ -86,7 +86,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 class _Ending:
-    """How the command ends: its exit status once that is known, and who may say so."""
+    """How the command ends: its exit status, once known, and a lock for reporting a loss once."""
 
     status: int | None = None
     lost = threading.Lock()
@@ -100,24 +100,25 @@ def _end_stopped(error: signals.Interrupted) -> None:
 
 
 def end_lost(error: LostProcess) -> None:
-    """Ends the process, from any thread, because another of its run is gone."""
-    _Ending.lost.acquire()  # and never released, so that one line is printed
+    """Ends this process, from any thread, because another process of the run is lost."""
+    _Ending.lost.acquire()  # and never released, so that only one line is printed
     print(
-        f"error: {error}; to resume, start them all again: {again(error.workdir)}", file=sys.stderr
+        f"error: {error}; to resume, start all processes again: {again(error.workdir)}",
+        file=sys.stderr,
     )
-    _exit(1, at_once=True)  # otherwise JAX would wait for the process that is gone
+    _exit(1, at_once=True)  # otherwise JAX would wait for the lost process
 
 
 def _end_failed() -> None:
-    """Sets the status of a command that raises, and ends it here if other processes wait for it."""
+    """Sets the exit status after an exception, and exits at once if other processes are waiting."""
     _Ending.status = 1  # Python prints the traceback before it exits
     if watchdog.is_watching():
         sys.excepthook(*sys.exc_info())
-        _exit(1, at_once=True)  # the others learn that this process is gone
+        _exit(1, at_once=True)  # tells the others that this process is lost
 
 
 def _exit(code: Any, at_once: bool = False) -> None:
-    """Exits with a code as `sys.exit` takes it, at once if what others do then could hang."""
+    """Exits with a code for `sys.exit`; `at_once` skips the steps at exit that could hang."""
     if not at_once:
         watchdog.leave()
     _Ending.status = code if isinstance(code, int) else int(bool(code))
@@ -134,8 +135,8 @@ def _exit(code: Any, at_once: bool = False) -> None:
 def _quit() -> None:
     """Ends the process without Python's clean-up, once its exit status is known.
 
-    The clean-up ends every thread that wants to run Python from then on. JAX and Orbax have some,
-    and what is inside C++ code aborts the process.
+    The clean-up ends every thread that tries to run Python from then on. JAX and Orbax have such
+    threads, and those inside C++ code abort the process.
     """
     if _Ending.status is not None:
         sys.stdout.flush()
@@ -144,7 +145,7 @@ def _quit() -> None:
 
 
 def again(workdir: str) -> str:
-    """Returns the command line of this process, with the workdir that it chose by itself."""
+    """Returns this process's command line, with the workdir added if none was given."""
     words = process.command_line()
     if workdir and not any(re.match(r"--?workdir(=|$)", word) for word in words):
         words.append(f"--workdir={workdir}")

@@ -39,7 +39,7 @@ def watch(coordinator: str, end: Callable[[LostProcess], None]) -> None:
     def lost(reason: str) -> None:
         if is_main():
             time.sleep(_GRACE_SECONDS)
-        end(LostProcess(f"another process of the run failed or is gone ({reason})"))
+        end(LostProcess(f"another process of the run failed or disappeared ({reason})"))
 
     with exchanging():
         if is_main():
@@ -62,7 +62,7 @@ def exchanging() -> Iterator[None]:
         if not _is_of_exchange(error):
             raise
         first = str(error).splitlines()[0]
-        raise LostProcess(f"the processes cannot exchange data, or one is gone ({first})") from None
+        raise LostProcess(f"the processes cannot exchange data, or one died ({first})") from None
 
 
 def leave() -> None:
@@ -99,7 +99,7 @@ def lost_process(error: BaseException | None) -> LostProcess | None:
     if not _is_of_exchange(error) or jax.process_count() == 1:
         return None
     first = str(error).splitlines()[0]
-    return LostProcess(f"another process of the run failed or is gone ({first})")
+    return LostProcess(f"another process of the run failed or disappeared ({first})")
 
 
 def _is_of_exchange(error: BaseException | None) -> bool:

@@ -85,8 +85,8 @@ def test_what_happens_to_one_of_a_pair_ends_both_and_they_resume(run_main, tmp_p
         assert other.wait(120) == 1
         assert time.monotonic() - started < 60
     errors = other.output[other.output.index("error: ") :].splitlines()
-    assert errors[0].startswith("error: another process of the run failed or is gone (")
-    assert "; to resume, start them all again: python" in errors[0]
+    assert errors[0].startswith("error: another process of the run failed or disappeared (")
+    assert "; to resume, start all processes again: python" in errors[0]
     # If process 0 dies, JAX may report it at the same moment.
     assert len(errors) == 1 or killed == 0
     reached = epochs(workdir)[-1]
@@ -120,12 +120,10 @@ def test_a_process_that_is_silent_ends_both(tmp_path):
         assert time.monotonic() - started < 60
         runs[1].send_signal(signal.SIGCONT)
         assert runs[1].wait(60) == 1
-    silent = (
-        "error: another process of the run failed or is gone (nothing was heard from it for 15 s)"
-    )
-    assert silent in runs[0].output
+    silent = "another process of the run failed or disappeared (nothing was heard from it for 15 s)"
+    assert f"error: {silent}" in runs[0].output
     for run in runs:
-        assert "; to resume, start them all again: python" in run.output.splitlines()[-1]
+        assert "; to resume, start all processes again: python" in run.output.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -268,5 +268,5 @@ def test_what_one_process_alone_ends_with_ends_the_others(end, status, said):
     assert time.monotonic() - started < 25
     assert [process.returncode for process in processes] == [1, status]
     assert other[-1] == said
-    assert first[-1].startswith("error: another process of the run failed or is gone (")
+    assert first[-1].startswith("error: another process of the run failed or disappeared (")
     assert not any("Traceback" in line for line in first)

@@ -111,8 +111,8 @@ def test_a_cut_cable_ends_both_hosts_and_they_resume(hosts, tmp_path, cut):
         assert time.monotonic() - started < 60
     for run in runs:
         error = run.output[run.output.index("error: ") :]
-        assert error.startswith("error: another process of the run failed or is gone (")
-        assert "; to resume, start them all again: python" in error
+        assert error.startswith("error: another process of the run failed or disappeared (")
+        assert "; to resume, start all processes again: python" in error
         assert len(error.splitlines()) == 1, error
     reached = epochs(tmp_path / "run")[-1]
     assert reached >= 1
