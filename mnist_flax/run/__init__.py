@@ -1,5 +1,5 @@
-"""What makes a run durable: its folder, its checkpoints, its history, and their session.
+"""What makes a run durable: its folder, checkpoints and history, and the session that keeps them.
 
-`train` talks to `session` alone. `fields`, the table of allowed values, serves the command line
-too; `study` uses `saver` and `workdir`.
+`train` uses only `session`. `fields`, the table of allowed values, also serves the command line;
+`study` uses `saver` and `workdir`.
 """

@@ -1,6 +1,6 @@
-"""Checkpoints of a run: all that it needs to resume as if it had never stopped.
+"""Checkpoints of a run: everything that it needs to resume as if it had never stopped.
 
-They are Orbax's, one folder per epoch. Orbax reads some damaged files without an error, so each
+Orbax writes them, one folder per epoch. It reads some damaged files without an error, so each
 folder also holds the SHA-256 of its files, which is written last and checked first.
 """
 
@@ -23,7 +23,7 @@ from mnist_flax.runtime import hosts
 from mnist_flax.runtime.files import is_not_offered, write_whole
 
 DIGESTS = "files.sha256"
-# Saving needs this much room on the disk: a multiple of the arrays, and some bytes.
+# Saving needs this much room on the disk: a multiple of the arrays' size, plus some bytes.
 _ROOM_FACTOR, _ROOM_BYTES = 2, 2**21
 _DAMAGED = ".damaged"  # appended to the name of a folder that could not be read
 
@@ -32,7 +32,7 @@ _DAMAGED = ".damaged"  # appended to the name of a folder that could not be read
 def snapshot(state: Any) -> tuple[Any, jax.Array]:
     """Returns a copy of a state for saving, and whether its parameters and statistics are finite.
 
-    Steps reuse the memory of the state that they are given, so the original would not last.
+    A step reuses the memory of the state that it is given, so the original would not last.
     """
     variables = jax.tree.leaves((state.params, state.batch_stats))
     is_finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in variables]).all()
@@ -43,7 +43,7 @@ class Checkpoints:
     """Saves and restores the checkpoints in a folder.
 
     Args:
-      folder: created by the first save; all processes of a run must see the same.
+      folder: created by the first save; must be the same for all processes of a run.
       keep: how many of the newest to keep.
       keep_best: whether to keep the best as well.
     """
@@ -62,8 +62,8 @@ class Checkpoints:
         Damaged checkpoints are reported, and put aside under another name.
 
         Args:
-          like: a state of the same shapes, types and shardings.
-          must_exist: whether an epoch was finished.
+          like: a state with the same shapes, types and shardings.
+          must_exist: whether there must be one, because an epoch was finished.
           warn: prints a line.
 
         Raises:
@@ -87,7 +87,7 @@ class Checkpoints:
                 f"no checkpoint in {self._folder} can be read ({reasons or 'there is none'}); "
                 "restore one from a backup, or choose a new --workdir"
             )
-        for path in damaged:  # the process ended while it wrote the first
+        for path in damaged:  # the process ended while writing the first one
             _put_aside(path)
         return None
 
@@ -96,7 +96,7 @@ class Checkpoints:
 
         Args:
           state: a snapshot.
-          history: up to that state.
+          history: the epochs that led to it.
 
         Raises:
           Exception: whatever the system or Orbax raises, if it cannot be written.
@@ -107,7 +107,7 @@ class Checkpoints:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._manager = _create_manager(self._folder, self._keep, self._keep_best)
         arrays = _arrays(state, history)
-        # In every process, so that none waits for another that finds no room.
+        # In every process, so that none waits for one that finds no room.
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
         _check_room(self._folder, _ROOM_FACTOR * size + _ROOM_BYTES)
         self._manager.save(
@@ -125,7 +125,7 @@ class Checkpoints:
 
 
 def cannot_save(epoch: int, folder: pathlib.Path, error: Exception) -> UserError:
-    """Returns the error of an epoch that could not be saved in the folder of a run."""
+    """Returns the error for an epoch that could not be saved in a run's folder."""
     return UserError(
         f"epoch {epoch} cannot be saved in {folder}: {_explain(error)}; "
         "what was saved before is still there"
@@ -137,11 +137,11 @@ def _create_manager(folder: pathlib.Path, keep: int, keep_best: bool) -> Any:
     from orbax.checkpoint import checkpoint_managers
 
     def rank(metrics: dict[str, float]) -> tuple[float, float]:
-        return metrics["accuracy"], -metrics["epoch"]  # the first of equals
+        return metrics["accuracy"], -metrics["epoch"]  # of equals, the first
 
     best = checkpoint_managers.BestN(n=1, get_metric_fn=rank)
     policies = [checkpoint_managers.LatestN(keep), *([best] if keep_best else [])]
-    # With the processes named, they wait for each other without the help of the devices, which
+    # With named processes, Orbax makes them wait for each other without using the devices, which
     # may be training at that time.
     multiprocessing = ocp.options.MultiprocessingOptions(
         active_processes=set(range(jax.process_count())), barrier_sync_key_prefix="run"
@@ -176,14 +176,14 @@ def _details(history: History) -> dict[str, Any]:
 
 
 def read(path: pathlib.Path, like: Any) -> tuple[Any, History]:
-    """Reads a checkpoint, whose folder is named by its epoch.
+    """Reads a checkpoint from a folder that is named after its epoch.
 
     Args:
-      path: of the folder.
-      like: a state of the same shapes, types and shardings.
+      path: the folder.
+      like: a state with the same shapes, types and shardings.
 
     Raises:
-      Exception: whatever the system or Orbax raises, if it is damaged or of another state.
+      Exception: whatever the system or Orbax raises, if it is damaged or holds another state.
     """
     import orbax.checkpoint as ocp
 
@@ -211,18 +211,18 @@ def _restore(path: pathlib.Path, item: str, how: Any) -> Any:
     import orbax.checkpoint as ocp
 
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-    # Orbax takes absolute paths alone.
+    # Orbax accepts only absolute paths.
     return checkpointer.restore(path.absolute(), args=ocp.args.Composite(**{item: how}))[item]
 
 
 def _write_digests(folder: pathlib.Path) -> None:
-    """Writes the files' SHA-256, as `sha256sum` does; this completes the checkpoint."""
+    """Writes the files' SHA-256 in the format of `sha256sum`; this completes the checkpoint."""
     lines = [f"{_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
     write_whole(folder / DIGESTS, "".join(lines))
 
 
 def _check_digests(folder: pathlib.Path) -> None:
-    """Raises ValueError or OSError unless all files are as they were written."""
+    """Raises ValueError or OSError unless all files are as they were when written."""
     if not (folder / DIGESTS).is_file():
         raise ValueError(f"{DIGESTS} is missing")
     lines = (folder / DIGESTS).read_text().splitlines()
@@ -231,7 +231,7 @@ def _check_digests(folder: pathlib.Path) -> None:
         if not (folder / name).is_file():
             raise ValueError(f"{name} is missing")
         if _digest(folder / name) != digest:
-            raise ValueError(f"{name} is not as it was written")
+            raise ValueError(f"{name} has changed since it was written")
     if {*digests, DIGESTS} != {path.relative_to(folder).as_posix() for path in _files(folder)}:
         raise ValueError(f"{DIGESTS} does not list all files")
 
@@ -246,9 +246,9 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def _check_room(folder: pathlib.Path, size: int) -> None:
-    """Raises OSError unless there is room for so many bytes, quotas included.
+    """Raises OSError unless there is room for `size` bytes, within quotas too.
 
-    Orbax fills the screen with the tracebacks of its threads when its writing fails half-way.
+    If Orbax fails half-way, it fills the screen with the tracebacks of its threads.
     """
     if not hasattr(os, "posix_fallocate"):  # macOS, Windows
         return
@@ -271,7 +271,7 @@ def _put_aside(folder: pathlib.Path) -> None:
 
 
 def _explain(error: Exception) -> str:
-    """Returns the system's message, if there is one, else the first line of Orbax's."""
+    """Returns the system's message if there is one, otherwise the first line of Orbax's."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).splitlines()

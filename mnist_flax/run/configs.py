@@ -1,4 +1,4 @@
-"""Where recipes are, and configurations as flat dictionaries."""
+"""Finds the recipes, and turns configurations into flat dictionaries."""
 
 import importlib
 import pathlib
@@ -8,13 +8,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-RECIPES = pathlib.Path(__file__).parents[2] / "configs"  # beside the package, installed or not
+RECIPES = pathlib.Path(__file__).parents[2] / "configs"  # next to the package, installed or not
 
 
 def make_importable(*folders: pathlib.Path) -> None:
     """Makes `from configs import default` find the recipes of `folders`, then the project's.
 
-    Otherwise it depends on the current folder, which may hold another package of that name.
+    Otherwise the result depends on the current folder, which may hold another `configs` package.
     """
     package = sys.modules.setdefault("configs", types.ModuleType("configs"))
     package.__path__ = list(dict.fromkeys(map(str, (*folders, RECIPES))))
@@ -27,7 +27,7 @@ def default_values() -> dict[str, Any]:
 
 
 def flatten(config: ConfigDict | dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns values by field, as in 'model.norm'."""
+    """Returns the values by field name, such as 'model.norm'."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, ConfigDict | dict):

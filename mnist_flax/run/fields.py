@@ -1,4 +1,4 @@
-"""What a configuration may hold, checked as a whole before anything else happens.
+"""The allowed values of a configuration, which is checked before anything else happens.
 
 A new field gets a row in `FIELDS`.
 """
@@ -36,7 +36,7 @@ def _integer(low: int, high: int) -> Field:
 
 
 def _number(interval: str) -> Field:
-    """Allows finite numbers in an interval as mathematics writes it: '[0, 1)', '(0, inf)'."""
+    """Allows finite numbers in an interval in mathematical notation: '[0, 1)', '(0, inf)'."""
     low, high = (float(bound) for bound in interval[1:-1].split(","))
 
     def accepts(value: Any) -> bool:
@@ -86,7 +86,7 @@ _FOLDER = Field(
 
 
 def _name(low: int, reserved: str = "") -> Field:
-    """Allows the names that W&B takes."""
+    """Allows the names that W&B accepts."""
 
     def accepts(value: Any) -> bool:
         is_text = isinstance(value, str) and low <= len(value) <= 128 and value.isprintable()
@@ -107,7 +107,7 @@ def _tags(high: int) -> Field:
     return Field(accepts, f"a tuple of printable texts of up to {high} characters")
 
 
-_RESERVED = "/\\#?%:"  # in W&B's addresses
+_RESERVED = "/\\#?%:"  # in W&B's URLs
 
 FIELDS: dict[str, Field] = {
     "seed": _integer(0, 2**32 - 1),
@@ -202,7 +202,7 @@ def _check_dataset(dataset: ConfigDict) -> None:
 
 
 def unknown(name: str) -> UserError:
-    """Returns the error of a field that does not exist."""
+    """Returns the error for a field that does not exist."""
     group = name.rpartition(".")[0]
     siblings = [field for field in FIELDS if field.rpartition(".")[0] == group] or list(FIELDS)
     shown = name if name.isprintable() else ascii(name)  # an error is one line
@@ -211,7 +211,7 @@ def unknown(name: str) -> UserError:
 
 
 def suggest(name: str) -> str:
-    """Returns a question that names the field most like `name`, if one is."""
+    """Returns a question that names the field most like `name`, or an empty string."""
     if any(field.startswith(f"{name}.") for field in FIELDS):
         return ""  # a group
     by_name = {field.rpartition(".")[2]: field for field in FIELDS}

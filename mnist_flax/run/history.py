@@ -1,4 +1,4 @@
-"""The numbers of the finished epochs of a run, which its state does not hold."""
+"""The numbers of a run's finished epochs, which its state does not hold."""
 
 import dataclasses
 from typing import Any
@@ -15,11 +15,11 @@ class History:
     """The finished epochs of a run.
 
     Attributes:
-      run_id: W&B's name for the run.
-      data: what it is trained on: the identity of the data, or for a study the digest of a recipe.
-      records: one per epoch: the lines of metrics.jsonl, or for a study those of several replicas.
-      losses: float32 `[steps]`, of each step.
-      accuracies: float32 `[steps]`, of each step, 0..1.
+      run_id: W&B's identifier of the run.
+      data: the identity of the training data, or in a study the digest of a recipe.
+      records: one per epoch: a line of metrics.jsonl, or in a study those of several replicas.
+      losses: the loss of each step, float32 `[steps]`.
+      accuracies: the accuracy of each step, 0..1, float32 `[steps]`.
     """
 
     run_id: str = ""
@@ -30,17 +30,17 @@ class History:
 
     @property
     def epoch(self) -> int:
-        """How many epochs are finished."""
+        """The number of finished epochs."""
         return len(self.records)
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The best epoch's record, the first of several; None if there is no epoch."""
+        """The best epoch's record, of equals the first; None if no epoch is finished."""
         return max(self.records, key=_accuracy, default=None)
 
     @property
     def last_accuracy(self) -> float:
-        """What the last epoch is ranked by; -1 if there is no epoch."""
+        """The accuracy that ranks the last epoch; -1 if no epoch is finished."""
         return _accuracy(self.records[-1]) if self.records else -1.0
 
     def extended(self, record: dict[str, Any], losses: Any = (), accuracies: Any = ()) -> "History":

@@ -13,19 +13,19 @@ from mnist_flax.run.history import History
 from mnist_flax.runtime import hosts
 from mnist_flax.runtime.background import Background
 
-_ABORT_SECONDS = 10  # for a checkpoint that is being written when a run is aborted
+_ABORT_SECONDS = 10  # how long to wait for a checkpoint when a run is aborted
 
 
 class Saver:
     """Saves checkpoints in the background, and restores them.
 
     Args:
-      folder: of the checkpoints.
+      folder: the folder for the checkpoints.
       keep: how many of the newest to keep.
       keep_best: whether to keep the best as well.
 
     Attributes:
-      saved_epochs: how many epochs the newest complete checkpoint holds.
+      saved_epochs: the epoch of the newest complete checkpoint; 0 if there is none.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int, keep_best: bool = True):
@@ -38,27 +38,27 @@ class Saver:
     def restore(
         self, state: Any, must_exist: bool, warn: Callable[[str], None]
     ) -> tuple[Any, History] | None:
-        """Reads the newest complete checkpoint, of the form of `state`; see `Checkpoints`."""
+        """Reads the newest complete checkpoint of a state like `state`; see `Checkpoints`."""
         restored = self._checkpoints.restore(jax.tree.map(_like, state), must_exist, warn)
         if restored is not None:
             self.saved_epochs = restored[1].epoch
         return restored
 
     def save(self, copy: Any, history: History, then: Callable[[], None] = lambda: None) -> None:
-        """Starts to save a state.
+        """Starts saving a state.
 
         Args:
           copy: a snapshot of the state.
-          history: up to that state.
-          then: called on the saving thread, as soon as the checkpoint is complete.
+          history: the epochs that led to it.
+          then: called on the saving thread once the checkpoint is complete.
         """
         self._saving = self._background.submit(self._save, copy, history, then)
 
     def wait(self) -> None:
-        """Waits, in all processes, for what is being saved.
+        """Waits in all processes until the state is saved.
 
         Raises:
-          UserError: one of them could not save it; raised once.
+          UserError: a process could not save it; raised only once.
         """
         with hosts.together():
             saving, self._saving = self._saving, None
@@ -66,7 +66,7 @@ class Saver:
                 saving.result()
 
     def abort(self) -> UserError | None:
-        """Waits some seconds for what is being saved, and returns what went wrong with it."""
+        """Waits a few seconds until the state is saved, and returns the error if that fails."""
         saving, self._saving = self._saving, None
         try:
             if saving is not None:
@@ -78,7 +78,7 @@ class Saver:
         return None
 
     def close(self) -> None:
-        """Ends the saving thread as soon as nothing is being saved; does not wait for it."""
+        """Ends the saving thread once nothing is left to save, without waiting for it."""
         self._background.finish()
 
     def _save(self, copy: Any, history: History, then: Callable[[], None]) -> None:
@@ -86,7 +86,7 @@ class Saver:
             self._checkpoints.save(copy, history)
             self.saved_epochs = history.epoch
             then()
-        except Exception as error:  # of the system, of Orbax, or of whoever is told
+        except Exception as error:  # from the system, Orbax or `then`
             raise cannot_save(history.epoch, self._folder.parent, error) from None
 
 

@@ -1,4 +1,4 @@
-"""One run, seen from the loop: its folder, its checkpoints, its signals, and who watches it."""
+"""One run as the training loop sees it: its folder, checkpoints, signals and observers."""
 
 import contextlib
 import functools
@@ -31,7 +31,7 @@ from mnist_flax.run.workdir import DATASET, REPLICAS, Files, Workdir, check_data
 from mnist_flax.runtime import compilation, hosts, memory, process, signals
 from mnist_flax.runtime.signals import Interrupted, LostProcess
 
-_SHARED_SECONDS = 10  # for a file of one host to be seen by another
+_SHARED_SECONDS = 10  # how long one host may take to see another's file
 
 CreateExamples = Callable[[], tuple[np.ndarray, np.ndarray]]
 
@@ -39,21 +39,21 @@ CreateExamples = Callable[[], tuple[np.ndarray, np.ndarray]]
 class Session:
     """A run, as a context manager around its loop. All processes of the run call the same methods.
 
-    Leaving the block because of an error or a signal first finishes the work in progress. The
-    arguments are those of `train.run`.
+    If an error or a signal ends the block, the work in progress is finished first. The arguments
+    are those of `train.run`.
 
     Raises:
       UserError: on entering, if the configuration is invalid, or `workdir` holds another run or
         cannot be written.
       Interrupted: a signal stopped the run.
-      LostProcess: another process failed or is gone.
+      LostProcess: another process failed or disappeared.
     """
 
     together = staticmethod(hosts.together)
 
     def __init__(self, config: ConfigDict, workdir: str):
         self._config, self._given, self._path = config, workdir, pathlib.Path()
-        self._folder: Workdir | None = None  # in process 0, which alone writes, tracks and draws
+        self._folder: Workdir | None = None  # only in process 0, which writes, tracks and draws
         self._history = History()
         self._has_begun = False
         self._observers: list[Observer] = []
@@ -68,10 +68,10 @@ class Session:
         return self
 
     def open(self, dataset: data.Dataset, create_examples: CreateExamples) -> None:
-        """Creates the folder, or takes over that of the run to resume.
+        """Creates the folder, or opens the folder of the run to resume.
 
         Args:
-          dataset: what to train and to test on.
+          dataset: the data to train and test on.
           create_examples: returns an image and augmentations of it, for a picture.
 
         Raises:
@@ -97,7 +97,7 @@ class Session:
         """Returns the state of the last complete checkpoint, or `state` for a new run.
 
         Raises:
-          UserError: the checkpoints cannot be read, or are of other data.
+          UserError: the checkpoints cannot be read, or come from other data.
         """
         self._num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         self._saver = Saver(self._path / "checkpoints", self._config.checkpoint.keep)
@@ -134,13 +134,13 @@ class Session:
             yield epoch
 
     def on_step(self, images: int, loss: float | None, accuracy: float | None) -> None:
-        """Shows the progress within an epoch, of so many images, and stops the run if it has to.
+        """Shows how many images of the epoch are done, and stops the run if it has to.
 
         Loss and accuracy (0..1) are the last step's, or None if the host has not waited for it.
 
         Raises:
           UserError: the loss is no longer finite.
-          Interrupted: a signal asked to stop.
+          Interrupted: a signal asked the run to stop.
         """
         if loss is not None:
             self._progress.update(images, loss, accuracy)
@@ -150,12 +150,12 @@ class Session:
             self._check_signals()
 
     def end_epoch(self, state: Any, record: dict[str, Any], steps: Any, test: Evaluation) -> None:
-        """Saves the state in the background, then tells everyone who watches.
+        """Saves the state in the background, then tells the observers.
 
-        The record is a line of metrics.jsonl; `steps` are losses and accuracies, `[steps]` each.
+        `record` is a line of metrics.jsonl; `steps` are losses and accuracies, `[steps]` each.
 
         Raises:
-          UserError: a number is not finite, or the epoch before could not be saved.
+          UserError: a number is not finite, or the previous epoch could not be saved.
         """
         if not all(map(math.isfinite, record.values())):
             raise _diverged(self._config, record["epoch"])
@@ -164,13 +164,13 @@ class Session:
         self._save(state, test)
 
     def finish(self, state: Any, test: Evaluation, compile_seconds: float) -> None:
-        """Waits for the last checkpoint, and leaves the results."""
+        """Waits for the last checkpoint, and writes the results."""
         self._saver.wait()
         self._check_signals()
         self._deferred.close()
         if self._folder is None:
             return
-        # A run that was finished before keeps its times, its machine and its versions.
+        # A run that had already finished keeps its times, machine and versions.
         summary = self._folder.read_summary() or summarize(
             self._config, self._dataset, self._history, test, self._num_parameters, compile_seconds
         )
@@ -235,7 +235,7 @@ def _create_observers(
     steps_per_epoch: int,
     progress: Progress,
 ) -> list[Observer]:
-    """Returns who watches a run, in the order in which they are told.
+    """Returns the observers of a run, in the order in which they are told.
 
     A finished run is only drawn again.
     """
@@ -268,14 +268,14 @@ def _create_observers(
     )
     models = config.wandb.log_model
     wandb = WandB(tracker, dataset, steps_per_epoch, pictures, page, models, line)
-    # W&B logs the pictures, and can stall: by then, everything else is on the disk.
+    # W&B logs the pictures, and can stall: everything else is on the disk by then.
     return [pictures, Files(folder), page, wandb, console]
 
 
 def _open_folder(
     given: str, config: ConfigDict, stack: contextlib.ExitStack
 ) -> tuple[pathlib.Path, Workdir | None]:
-    """Returns the path of the workdir in every process, and in process 0 the folder to write."""
+    """Returns the workdir's path in every process, and in process 0 also the folder to write."""
     folder, path = None, pathlib.Path()
     with hosts.together():
         if hosts.is_main():
@@ -293,7 +293,7 @@ def _agree_on(path: pathlib.Path) -> pathlib.Path:
     """Returns the workdir of process 0, once this process sees it too.
 
     Raises:
-      UserError: it does not.
+      UserError: this process does not see it.
     """
     if jax.process_count() == 1:
         return path

@@ -1,4 +1,4 @@
-"""What came of a run, and what it was made with: summary.json and dataset.json."""
+"""A run's results and what they depend on: the contents of summary.json and dataset.json."""
 
 import datetime
 import importlib.metadata
@@ -26,9 +26,9 @@ def summarize(
     num_parameters: int,
     compile_seconds: float,
 ) -> dict[str, Any]:
-    """Returns the results of a finished run, as JSON can hold them."""
+    """Returns the results of a finished run, in a form that JSON can hold."""
     records, best = history.records, history.best
-    assert best is not None  # a finished run has an epoch
+    assert best is not None  # a finished run has at least one epoch
     return {
         "dataset": {
             "name": dataset.name,
@@ -69,7 +69,7 @@ def class_accuracies(confusion: np.ndarray) -> list[float | None]:
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """Returns what it takes to use a network that was trained on these data."""
+    """Returns what is needed to use a network that was trained on these data."""
     return {
         "name": dataset.name,
         "source": dataset.source,

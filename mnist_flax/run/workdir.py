@@ -20,28 +20,28 @@ try:
 except ImportError:  # Windows has no such lock
     fcntl = None  # type: ignore[assignment]
 
-# Whether a field, by name, may differ from the flat configuration of before.
+# Whether a field, given by name, may differ between flat configurations: the old and the new one.
 MayDiffer = Callable[[str, dict[str, Any], dict[str, Any]], bool]
 
-_NAMED = 8  # differing fields, in an error
+_NAMED = 8  # how many differing fields an error names
 DATASET = "dataset.json"
 REPLICAS = "replicas"  # in the folder of a study
 
 
 class Workdir:
-    """Writes the files of a run or a study; each is whole whenever it can be seen.
+    """Writes the files of a run or a study; readers only ever see whole files.
 
     Attributes:
-      path: of the folder.
-      figures: the folder in it for pictures.
+      path: the folder.
+      figures: the folder inside it for pictures.
     """
 
     def __init__(
         self, path: str, config: dict[str, Any], may_differ: MayDiffer | None = None
     ) -> None:
-        """Creates the folder, a dated one if `path` is empty, or takes over the run that it holds.
+        """Creates the folder, a dated one if `path` is empty, or opens it to resume the run in it.
 
-        Until it is closed, or the process ends, nobody else can use the folder.
+        No other process can use the folder until it is closed or this process ends.
 
         Raises:
           UserError: the folder holds another run, is in use, or cannot be written.
@@ -61,27 +61,27 @@ class Workdir:
             raise _unusable(path, error) from None
 
     def announce(self, line: Callable[[str], None]) -> None:
-        """Prints where the folder is, and what is wrong with it."""
+        """Prints where the folder is, and a warning if it cannot be locked."""
         for text in filter(None, (f"Workdir: {self.path}", self._warning)):
             line(text)
 
     def close(self) -> None:
-        """Lets others use the folder."""
+        """Lets other processes use the folder."""
         if self._lock is not None:
             self._lock.close()
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run in it came to its end."""
+        """Whether the run in the folder is finished."""
         return (self.path / "summary.json").exists()
 
     @property
     def has_metrics(self) -> bool:
-        """Whether the run in it finished an epoch."""
+        """Whether the run in the folder has finished an epoch."""
         return (self.path / "metrics.jsonl").exists()
 
     def read_summary(self) -> dict[str, Any] | None:
-        """Returns summary.json of a finished run; None if there is none that can be read."""
+        """Returns summary.json of a finished run; None if it is missing or cannot be read."""
         try:
             return json.loads((self.path / "summary.json").read_text())
         except (OSError, ValueError):
@@ -94,7 +94,7 @@ class Workdir:
             self.write("metrics.jsonl", text)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Adds a line to metrics.jsonl, on the disk; a part of a line never stays."""
+        """Appends a line to metrics.jsonl on the disk; if that fails, removes any part of it."""
         line = _line(record)
         with open(self.path / "metrics.jsonl", "ab", buffering=0) as file:
             before = file.tell()
@@ -106,11 +106,11 @@ class Workdir:
                 raise
 
     def write_json(self, name: str, content: Any) -> None:
-        """Writes finite numbers, texts, and lists and dictionaries of them."""
+        """Writes finite numbers, strings, and lists and dictionaries of them."""
         self.write(name, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def reopen(self) -> None:
-        """Prepares to train more epochs: updates config.json and removes what is of the end."""
+        """Prepares to train more epochs: updates config.json and removes the final results."""
         self.write("config.json", self._config)
         for name in ("summary.json", "report.html"):
             (self.path / name).unlink(missing_ok=True)
@@ -148,9 +148,9 @@ class Files(Observer):
 
 
 def is_free(name: str) -> bool:
-    """Whether results cannot depend on a field, so that it may differ from one resume to the next.
+    """Whether no result depends on a field, so that it may change whenever a run resumes.
 
-    Where data come from does not matter because the data themselves are compared.
+    The source of the data may change because the data themselves are compared.
     """
     return name.startswith(("study.", "wandb.")) or name in (
         *("checkpoint.keep", "dataset.data_dir", "dataset.manual_dir", "dataset.source"),
@@ -158,9 +158,9 @@ def is_free(name: str) -> bool:
 
 
 def may_extend(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether a run may resume with another value of a field: if it is free, or for more epochs.
+    """Whether a run may resume with another value of a field: a free field, or more epochs.
 
-    More epochs are refused where the learning rate depends on their number.
+    More epochs are refused if the learning rate depends on their number.
     """
     if name != "num_epochs":
         return is_free(name)
@@ -172,12 +172,12 @@ def check_workdir(path: str, config: dict[str, Any], may_differ: MayDiffer | Non
     """Checks, before anything is written, that a run of `config` can start or resume in `path`.
 
     Args:
-      path: as of `Workdir`.
+      path: see `Workdir`.
       config: the whole configuration.
       may_differ: `may_extend` if None.
 
     Raises:
-      UserError: it holds a run of another configuration, or cannot be written or created.
+      UserError: it holds a run with another configuration, or cannot be written or created.
     """
     if is_url(path):
         raise UserError(
@@ -203,17 +203,17 @@ def check_same(
 ) -> None:
     """Checks that two configurations are the same, except for fields that may differ.
 
-    A field that the first lacks, because it is newer than the run, has its default.
+    A field that `before` lacks, because the field is newer, counts as having its default.
 
     Args:
-      where: what holds the first, for the error.
-      before: the one that is there.
-      config: the one that is wanted.
+      where: what holds `before`, for the error.
+      before: the existing configuration.
+      config: the configuration to compare with it.
       may_differ: which fields may differ.
       allowed: what to do about it, for the error.
 
     Raises:
-      UserError: names `where` the other configuration is, and the fields that differ.
+      UserError: names `where`, and the fields that differ.
     """
     now = flatten(_as_json(config))
     defaults = _as_json(default_values())
@@ -235,16 +235,16 @@ def check_same(
 
 
 def check_data(where: str, before: str, now: str, allowed: str = "a new folder") -> None:
-    """Checks that a run, held by `where`, was trained on the same data before.
+    """Checks that the run in `where` was trained on the same data.
 
     Args:
-      where: for the error.
-      before: the identity of the data, or their title alone, as older versions wrote it.
-      now: the identity of the data of now.
-      allowed: what to do about it besides using the same data, for the error.
+      where: what holds the run, for the error.
+      before: the identity of its data, or only their title, as older versions wrote it.
+      now: the identity of the present data.
+      allowed: what else to do than use the same data, for the error.
 
     Raises:
-      UserError: they are others.
+      UserError: the data differ.
     """
     if not now.startswith(before):
         raise UserError(
@@ -254,13 +254,13 @@ def check_data(where: str, before: str, now: str, allowed: str = "a new folder")
 
 
 def _read_config(folder: pathlib.Path) -> dict[str, Any] | None:
-    """Returns what config.json holds; None if there is none."""
+    """Returns the content of config.json; None if there is no such file."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:  # of the system, of JSON or of UTF-8
+    except (OSError, ValueError) as error:  # from the system, JSON or UTF-8
         raise UserError(f"{path} cannot be read: {error}; allowed: a new folder") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a run's configuration; allowed: a new folder")
@@ -280,17 +280,17 @@ def _unusable(path: str, error: OSError) -> UserError:
 
 
 def _lock(folder: pathlib.Path) -> tuple[Any, str]:
-    """Takes the folder's lock, which the system releases when this process ends, however it ends.
+    """Locks the folder; the system releases the lock when this process ends, however it ends.
 
     Returns:
       The open file, and a warning if its file system has no locks.
 
     Raises:
-      UserError: another process has it.
+      UserError: another process holds the lock.
     """
     if fcntl is None:
         return None, ""
-    # Open for as long as the process runs.
+    # Stays open as long as the process runs.
     file = open(folder / ".lock", "a+")  # noqa: SIM115
     warning = ""
     try:
@@ -320,7 +320,7 @@ def _make(path: str) -> pathlib.Path:
 
 
 def _make_dated() -> pathlib.Path:
-    """Creates `runs/<date>_<time>`, with a number appended if another run was first."""
+    """Creates `runs/<date>_<time>`, with a number appended if that folder exists."""
     name = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     number = 1
     while True:

@@ -131,7 +131,7 @@ class TestCheckpoints:
         checkpoints = copy / "checkpoints"
         with open(next((checkpoints / "4" / "details").glob("*")), "a") as file:
             file.write("x")
-        with pytest.raises(UserError, match=r"checkpoints/4 cannot be read: .*as it was written"):
+        with pytest.raises(UserError, match=r"checkpoints/4 cannot be read: .*has changed"):
             predict.load(str(copy), "latest")
         with pytest.raises(UserError, match=r"checkpoints.* cannot be read"):
             predict.load(str(copy), "best")
