@@ -1,4 +1,4 @@
-"""The machine: its devices, hosts, signals, threads and files, and how XLA is told to compile.
+"""The machine: its devices, hosts, signals, threads and files, and how XLA compiles for it.
 
-Nothing here knows what network is trained, or how.
+Nothing here knows which network is trained, or how.
 """

@@ -1,4 +1,4 @@
-"""The address of this host, as the other hosts of a run reach it."""
+"""The address at which the other hosts of a run reach this one."""
 
 import contextlib
 import functools
@@ -14,11 +14,11 @@ def host_of(address: str) -> str:
 
 
 def own(coordinator: str) -> str:
-    """Returns the IPv4 address of this host that others reach.
+    """Returns the IPv4 address at which others reach this host.
 
-    It is what the host's name resolves to, where that is an address of an interface. An installer
-    may have given the name a loopback address, Debian's 127.0.1.1: then it is the address from
-    which this host reaches the coordinator, or that of any interface.
+    This is the address that the host's name resolves to, if it belongs to an interface. An
+    installer may have given the name a loopback address, as Debian's does with 127.0.1.1: then it
+    is the address from which this host reaches the coordinator, or that of any interface.
 
     Args:
       coordinator: the host of process 0; empty if it is not known.
@@ -35,17 +35,17 @@ def own(coordinator: str) -> str:
 
 
 def tell_gloo(coordinator: str) -> None:
-    """Makes Gloo, which sums between CPUs, use `own` where the host's name would mislead it."""
+    """Makes Gloo, which sums across CPUs, use `own` where the host's name would mislead it."""
     address = own(coordinator)
     if _is_outer(address) and not _of_name():
-        from jax._src.lib import _jax  # JAX itself has no setting for it
+        from jax._src.lib import _jax  # JAX itself has no setting for this
 
         create = functools.partial(_jax.make_gloo_tcp_collectives, hostname=address)
         _jax.make_gloo_tcp_collectives = create
 
 
 def _of_name() -> str:
-    """Returns what this host's name resolves to, if that is an address of an interface."""
+    """Returns the address that this host's name resolves to, if it belongs to an interface."""
     with contextlib.suppress(OSError):
         address = socket.gethostbyname(socket.gethostname())
         with socket.socket() as bound:
@@ -55,12 +55,12 @@ def _of_name() -> str:
 
 
 def _towards(host: str) -> str:
-    """Returns the address that connections from here to a host come from, or a loopback one."""
+    """Returns the address from which this host connects to another, or a loopback address."""
     with (
         contextlib.suppress(OSError, UnicodeError),
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
     ):
-        datagrams.connect((host, 9))  # which sends nothing
+        datagrams.connect((host, 9))  # this sends nothing
         return datagrams.getsockname()[0]
     return "127.0.0.1"
 

@@ -1,4 +1,4 @@
-"""Work beside the main thread, in order, on a thread of its own."""
+"""Runs work in order, on a thread of its own, while the main thread continues."""
 
 import contextlib
 import os
@@ -11,26 +11,26 @@ from typing import Any
 
 
 def lower_priority() -> None:
-    """Leaves the CPU to the other threads where they want it, on Linux.
+    """Lets other threads have the CPU whenever they need it, on Linux.
 
-    It affects the calling thread, and the threads that it starts afterwards.
+    This affects the calling thread, and the threads that it starts afterwards.
     """
     if sys.platform == "linux":  # elsewhere a thread has no priority of its own
         with contextlib.suppress(OSError):  # some sandboxes forbid it
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
-# Held to import a package that parses Python, on any thread but the main one: before Python 3.11.8
-# and 3.12.2, two threads that do raise `SystemError` now and then (CPython's issue 106905).
+# Held while any thread but the main one imports a package that parses Python: before Python 3.11.8
+# and 3.12.2, two threads that parse at once may raise `SystemError` (CPython's issue 106905).
 IMPORTING = threading.Lock()
 
 _abandoned: list[threading.Thread] = []
 
 
 def is_abandoned() -> bool:
-    """Whether a job that was given up is still running.
+    """Whether an abandoned job is still running.
 
-    What Python and others do at the exit may wait for it for ever: leave by `os._exit`.
+    Python or a library may wait for it for ever at exit: leave by `os._exit`.
     """
     return any(thread.is_alive() for thread in _abandoned)
 
@@ -38,12 +38,12 @@ def is_abandoned() -> bool:
 class Background:
     """Runs jobs one after another on a daemon thread.
 
-    A job that hangs holds up nothing but the jobs behind it: Python exits without waiting for it.
+    A job that hangs delays only the jobs queued behind it: Python exits without waiting for it.
 
     Args:
-      name: of the thread, and of warnings.
-      warn: told about the first job that raises, in one line; None: only its future knows.
-      stop_on_error: drop the jobs that follow one that raises.
+      name: the name of the thread, which warnings begin with.
+      warn: called with a line about the first job that raises; None: only its future says so.
+      stop_on_error: whether to drop the jobs that follow one that raises.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class Background:
         return future
 
     def close(self, timeout: float | None = None, drop: bool = False) -> bool:
-        """Waits up to `timeout` seconds for the jobs queued so far, the last that will run.
+        """Waits up to `timeout` seconds for the jobs queued so far; no others may follow.
 
         Args:
           timeout: None waits for ever.
-          drop: wait only for the job that is running, and drop the others.
+          drop: whether to wait only for the job that is running, and drop the others.
 
         Returns:
-          False if they took longer; errors are no longer reported then.
+          False if they take longer; their errors are then no longer reported.
         """
         self._dropping = drop
         self.finish()
@@ -89,7 +89,7 @@ class Background:
         return not self._given_up
 
     def finish(self) -> None:
-        """Lets the thread end after the jobs queued so far, the last that will run."""
+        """Lets the thread end after the jobs queued so far; no others may follow."""
         self._jobs.put(None)
 
     def _run(self) -> None:

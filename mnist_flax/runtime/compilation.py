@@ -18,24 +18,24 @@ from mnist_flax.runtime import memory, process
 from mnist_flax.runtime.background import Background, lower_priority
 
 # XLA may hand operations on a CPU to YNNPACK. Its matrix products and reductions are fast (a step
-# of the default recipe took a tenth longer without the former), its convolutions took two to twelve
+# of the default recipe took a tenth longer without the former), but its convolutions took 2 to 12
 # times as long as XLA's own (the original's layers; jax 0.10.2, 2 cores of an AMD EPYC with AVX2).
 _CPU_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 }
 
 _CACHE_BYTES = 10**9
-_OF_CPU = ("model name", "flags", "Features")  # what its programs depend on
+_OF_CPU = ("model name", "flags", "Features")  # the fields that compiled programs depend on
 
 
 def set_up() -> None:
     """Finds the devices, and keeps compiled programs in `~/.cache/mnist_flax`.
 
-    Each kind of machine has a folder of its own there, since a home may be shared, and the least
-    recently used programs of all are removed. If another cache has been set, it is left alone.
+    Each kind of machine has its own folder there, since machines may share a home, and the least
+    recently used programs in all of them are removed. A cache that is set already is left alone.
 
     Raises:
-      UserError: JAX cannot do what the environment asks for.
+      UserError: JAX cannot do what an environment variable asks for.
     """
     find_devices()
     if jax.config.jax_disable_jit:
@@ -48,11 +48,11 @@ def find_devices() -> None:
     """Makes JAX find its devices.
 
     Raises:
-      UserError: it cannot use those that the environment asks for.
+      UserError: JAX cannot use those that the environment asks for.
     """
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a CUDA that is not installed
+    except (RuntimeError, AssertionError) as error:  # AssertionError: CUDA is not installed
         reason = (str(error).splitlines() or ["it is not installed"])[0]
         asked = f"JAX_PLATFORMS={jax.config.jax_platforms or ''}"
         raise UserError(
@@ -74,17 +74,17 @@ def _use_cache(caches: pathlib.Path) -> None:
 
 
 def _machine() -> str:
-    """Returns a name for machines whose CPUs have the same instructions, which programs use."""
+    """Returns a name for all machines whose CPUs have the same instructions for programs to use."""
     about = [platform.machine(), platform.processor()]
     about += sorted({value for name, value in process.cpu_fields() if name in _OF_CPU})
     return hashlib.sha256("\n".join(about).encode()).hexdigest()[:12]
 
 
 def _prune(cache: pathlib.Path, most: int) -> None:
-    """Removes the least recently used files until the others have at most so many bytes.
+    """Removes the least recently used files until the others take at most `most` bytes.
 
-    JAX's own limit needs locks, which not every home has, and fails for good after a process was
-    killed while it wrote.
+    JAX's own limit needs file locks, which not every home has, and fails for good once a process
+    is killed while writing.
     """
     entries = [(path.stat(), path) for path in cache.rglob("*") if path.is_file()]
     for stat, path in sorted(entries, key=lambda entry: entry[0].st_atime, reverse=True):
@@ -95,7 +95,7 @@ def _prune(cache: pathlib.Path, most: int) -> None:
 
 @functools.cache
 def compiler_options() -> dict[str, str]:
-    """Returns options for `jax.jit` on the default backend, those that this XLA knows."""
+    """Returns the options for `jax.jit` on the default backend, if this XLA knows them."""
     if jax.default_backend() != "cpu":
         return {}
     try:
@@ -109,23 +109,23 @@ class Compiler:
     """Compiles programs one after another in the background.
 
     Attributes:
-      seconds: how long anybody has waited for a program so far.
+      seconds: how long callers have waited for programs so far.
     """
 
     def __init__(self):
         self.seconds = 0.0
         self._background = Background("compiler")
-        # What is being compiled when Python exits is waited for; what is queued is dropped.
+        # At exit, Python waits for the program being compiled, and drops those in the queue.
         atexit.register(self._background.close, drop=True)
 
     def finish(self) -> None:
-        """Ends the thread after the programs that were submitted; no others may follow."""
+        """Ends the thread after the programs submitted so far; no others may follow."""
         self._background.finish()
 
     def submit(self, lower: Callable[..., jax.stages.Lowered], *args: Any) -> "Program":
         """Queues `lower(*args).compile()`, which raises MemoryError if no device can hold it.
 
-        On a CPU, only the first program has the usual priority: the others are compiled beside the
+        On a CPU, only the first program has the usual priority: the others are compiled during
         training, which needs the same cores.
         """
         compiled = self._background.submit(_compile, lower, *args)
@@ -135,11 +135,11 @@ class Compiler:
 
 
 class Program:
-    """A program that is being compiled; calling it waits until it is.
+    """A program that is being compiled; a call waits until it is ready.
 
     Args:
-      compiled: the program to come.
-      compiler: counts the seconds that are waited.
+      compiled: the future of the compiled program.
+      compiler: counts the seconds spent waiting.
     """
 
     def __init__(self, compiled: Future, compiler: Compiler):
@@ -160,7 +160,7 @@ class Program:
         return self._compiled.result()
 
     def memory(self) -> int:
-        """Returns the bytes of a device's memory that it needs, data included."""
+        """Returns the bytes that the program needs in a device's memory, including data."""
         return _memory(self.wait())
 
 
@@ -172,7 +172,7 @@ def _compile(lower: Callable[..., jax.stages.Lowered], *args: Any) -> jax.stages
 
 def _memory(compiled: jax.stages.Compiled) -> int:
     needed = compiled.memory_analysis()
-    if needed is None:  # not every backend tells
+    if needed is None:  # not every backend knows
         return 0
     both = needed.argument_size_in_bytes + needed.output_size_in_bytes
     return both + needed.temp_size_in_bytes - needed.alias_size_in_bytes

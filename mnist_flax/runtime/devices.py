@@ -1,8 +1,8 @@
-"""The devices of a run, on all its hosts, and what lies on them.
+"""The devices of a run, on all its hosts, and the arrays that lie on them.
 
 Training is data-parallel: the state and the images lie on every device, and each device computes
-its part of every batch. The arrays of a program are global, as JAX has it, so the results do not
-depend on the number of devices, except for the rounding of sums.
+its part of every batch. Programs work on JAX's global arrays, so the results do not depend on
+the number of devices, except for the rounding of sums.
 """
 
 import math
@@ -16,26 +16,26 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mnist_flax.errors import refused
 from mnist_flax.runtime.compilation import compiler_options
 
-BATCH_AXIS = "batch"  # along it, devices have different parts of a batch
-_COPY_AXIS = "copy"  # along it, the same part
+BATCH_AXIS = "batch"  # along this axis, devices have different parts of a batch
+_COPY_AXIS = "copy"  # along this one, they have the same part
 
-# Images that a device predicts at a time. What a CPU computes for 100 stays in its caches, which
-# made evaluation a third faster than 2,000 at a time.
+# Images that a device predicts at a time. A CPU's caches hold what it computes for 100, which made
+# evaluation a third faster than with 2,000.
 _CPU_PREDICTED, _PREDICTED = 100, 2_000
 
 
 def create_mesh(batch_size: int) -> Mesh:
-    """Returns a mesh of all devices, over which `batch_size` images are spread in equal parts.
+    """Returns a mesh of all devices that spreads `batch_size` images over them in equal parts.
 
-    As many devices as divide the batch have a part of their own; the others repeat it. So the
-    last, smaller batch of an epoch may have any size.
+    The number of parts is the greatest common divisor of the images and the devices; the other
+    devices repeat a part. So the last, smaller batch of an epoch may have any size.
     """
     parts = math.gcd(batch_size, jax.device_count())
     return Mesh(np.array(jax.devices()).reshape(parts, -1), (BATCH_AXIS, _COPY_AXIS))
 
 
 def check_batch_size(batch_size: int, num_images: int) -> None:
-    """Raises a `UserError` unless the images make a full batch, and the devices divide it."""
+    """Raises a `UserError` unless the images fill a batch, and the devices divide it evenly."""
     count = jax.device_count()
     if batch_size > num_images:
         allowed = f"at most the {num_images:,} training images"
@@ -57,7 +57,7 @@ class Placed(NamedTuple):
     """A data set that lies on every device."""
 
     train: tuple[jax.Array, ...]  # images and labels
-    eval_batches: dict[str, list[jax.Array]]  # images by split, in batches of one size
+    eval_batches: dict[str, list[jax.Array]]  # images by split, in batches of equal size
 
 
 def place(train: Iterable[np.ndarray], eval_images: dict[str, np.ndarray]) -> Placed:
@@ -65,7 +65,7 @@ def place(train: Iterable[np.ndarray], eval_images: dict[str, np.ndarray]) -> Pl
 
     Args:
       train: images and labels.
-      eval_images: by split; rows of 0 fill up the last batch.
+      eval_images: images by split; blank ones fill up the last batch.
     """
     size = predicted_at_a_time()
     batches = {name: _batches(x, size * jax.device_count()) for name, x in eval_images.items()}
@@ -78,7 +78,7 @@ def predicted_at_a_time() -> int:
 
 
 def put(array: np.ndarray) -> jax.Array:
-    """Puts an array that every process has on every device."""
+    """Puts an array, which every process must have, on every device."""
     return jax.make_array_from_callback(array.shape, replicated(), array.__getitem__)
 
 
@@ -93,10 +93,10 @@ def lower(
     """Lowers a function of global arrays for all devices.
 
     Args:
-      function: may `spread` a batch.
+      function: may call `spread` on a batch.
       *args: example arguments; all of them, and the results, lie on every device.
-      batch_size: of the batch that the devices share.
-      **options: of `jax.jit`.
+      batch_size: the size of the batch that the devices share.
+      **options: options of `jax.jit`.
     """
     mesh = create_mesh(batch_size)
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -107,7 +107,7 @@ def lower(
 
 
 def shapes(tree: Any) -> Any:
-    """Returns shapes and types alone, whatever mesh the arrays lie on."""
+    """Returns only the shapes and dtypes of arrays, without their mesh."""
 
     def shape(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.result_type(leaf))
@@ -116,14 +116,14 @@ def shapes(tree: Any) -> Any:
 
 
 def spread(batch: jax.Array) -> jax.Array:
-    """Spreads rows over the batch axis of the mesh that is set, inside `jax.jit`."""
+    """Spreads rows over the batch axis of the current mesh, inside `jax.jit`."""
     if BATCH_AXIS not in jax.sharding.get_abstract_mesh().axis_names:
         return batch
     return jax.lax.with_sharding_constraint(batch, PartitionSpec(BATCH_AXIS))
 
 
 def describe() -> str:
-    """Returns a line on what computes."""
+    """Returns a line that names the devices."""
     devices = jax.devices()
     count = f"{len(devices)} " if len(devices) > 1 else ""
     hosts = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""

@@ -8,17 +8,17 @@ from typing import IO
 
 from mnist_flax.errors import UserError
 
-# What network file systems answer to what they do not offer.
+# How network file systems answer requests that they do not support.
 _NOT_OFFERED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK}
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is that of a bucket or another URL, as in 'gs://bucket/run'."""
+    """Whether a path is a bucket's or any other URL, such as 'gs://bucket/run'."""
     return re.match(r"[A-Za-z][\w+.-]+:/", path) is not None
 
 
 def expand(path: str) -> pathlib.Path:
-    """Returns a path whose '~' is a home folder.
+    """Returns a path with '~' replaced by the home folder.
 
     Raises:
       UserError: there is no such user.
@@ -30,7 +30,7 @@ def expand(path: str) -> pathlib.Path:
 
 
 def is_not_offered(error: OSError) -> bool:
-    """Whether a file system does not offer what was asked of it, so that retrying is pointless."""
+    """Whether a file system does not support a request, so that retrying is pointless."""
     return error.errno in _NOT_OFFERED
 
 
@@ -44,10 +44,10 @@ def sync(file: IO) -> None:
 
 
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
-    """Writes a file to the disk; at any time there is the old file or the new one.
+    """Writes a file to the disk; at any time, either the old or the new file is there, whole.
 
     Raises:
-      OSError: it cannot be written; nothing of it stays.
+      OSError: it cannot be written; no part of it stays.
     """
     if not path.name:  # as in '.'
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))

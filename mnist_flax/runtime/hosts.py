@@ -1,7 +1,7 @@
-"""The processes of a run, one per host: how they agree, and what happens when one is gone.
+"""The processes of a run, one per host: how they agree, and what happens when one is lost.
 
 This is JAX's own multi-controller runtime: every process runs the same program, and all must start
-what they compute together in the same order.
+their common computations in the same order.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from mnist_flax.errors import UserError
 from mnist_flax.runtime import addresses, watchdog
 from mnist_flax.runtime.signals import LostProcess
 
-_GRACE_SECONDS = 10  # for process 0 to complete a checkpoint when another process is gone
+_GRACE_SECONDS = 10  # for process 0 to complete a checkpoint when another process is lost
 _MESSAGE_BYTES = 2_000
 
 _joined = threading.Event()
@@ -29,7 +29,7 @@ def watch(coordinator: str, end: Callable[[LostProcess], None]) -> None:
 
     Args:
       coordinator: the host of process 0; empty if it is not known.
-      end: ends this process, called in a thread once another process is gone.
+      end: ends this process; called in a thread once another process is lost.
 
     Raises:
       LostProcess: the processes cannot exchange data.
@@ -55,7 +55,7 @@ def watch(coordinator: str, end: Callable[[LostProcess], None]) -> None:
 
 @contextlib.contextmanager
 def exchanging() -> Iterator[None]:
-    """Raises `LostProcess` if the processes, which have joined, cannot exchange data."""
+    """Raises `LostProcess` if processes that have joined cannot exchange data."""
     try:
         yield
     except Exception as error:
@@ -72,12 +72,12 @@ def leave() -> None:
 
 
 def is_main() -> bool:
-    """Whether this is process 0, which alone writes, tracks and draws."""
+    """Whether this is process 0, the only one that writes, tracks and draws."""
     return jax.process_index() == 0
 
 
 def gather(text: str) -> list[str]:
-    """Returns the texts of all processes, in order, each cut off after 2,000 bytes."""
+    """Returns the texts of all processes, by rank, each cut off after 2,000 bytes."""
     if jax.process_count() == 1:
         return [text]
     message = np.zeros(_MESSAGE_BYTES, np.uint8)
@@ -95,7 +95,7 @@ def largest(number: int) -> int:
 
 
 def lost_process(error: BaseException | None) -> LostProcess | None:
-    """Returns what to raise in place of an error that another process caused; None if none did."""
+    """Returns the error to raise in place of one that another process caused; otherwise None."""
     if not _is_of_exchange(error) or jax.process_count() == 1:
         return None
     first = str(error).splitlines()[0]
@@ -103,7 +103,7 @@ def lost_process(error: BaseException | None) -> LostProcess | None:
 
 
 def _is_of_exchange(error: BaseException | None) -> bool:
-    """Whether it may be of JAX or of Gloo, which JAX reports as `ValueError` now and then."""
+    """Whether an error may be JAX's or Gloo's, which JAX sometimes reports as `ValueError`."""
     is_gloos = isinstance(error, ValueError) and "Gloo" in str(error)
     return is_gloos or isinstance(error, jax.errors.JaxRuntimeError)
 

@@ -11,7 +11,7 @@ _THP = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def by_request() -> bool:
-    """Whether Linux gives huge pages to the processes that ask for them, and to no others."""
+    """Whether Linux gives huge pages only to the processes that ask for them."""
     return _THP.exists() and "[madvise]" in _THP.read_text()
 
 
@@ -20,7 +20,7 @@ def use() -> None:
 
     A training step on a CPU takes a GB of fresh memory, and with pages of 4 KiB a fifth of its
     time went into mapping it (2 cores of an AMD EPYC, virtual). glibc reads the setting only when
-    a process starts. Does nothing where Linux does not leave the choice to the process, nor in a
+    a process starts. Does nothing where Linux does not leave the choice to the process, or in a
     notebook, whose variables would be lost.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")

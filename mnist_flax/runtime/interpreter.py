@@ -1,9 +1,9 @@
-"""Whether Python was started for one command, or goes on after it, as in a notebook."""
+"""Tells whether Python ends with the command or goes on after it, as in a notebook."""
 
 import sys
 
 
 def goes_on() -> bool:
-    """Whether this is IPython, or the kernel of a notebook, where a user's variables live."""
+    """Whether this is IPython, or a notebook's kernel, where the user's variables live."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and ipython.get_ipython() is not None

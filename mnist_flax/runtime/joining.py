@@ -15,8 +15,8 @@ from mnist_flax.runtime.background import Background
 from mnist_flax.runtime.launchers import Launcher
 
 _JOIN_SECONDS = 300  # for all processes to start
-_LOOK_SECONDS = 2  # until it says so, if it is not known whether there are others
-# JAX's own limits. A process that is silent counts as lost; `watchdog` notices before.
+_LOOK_SECONDS = 2  # to look for others before printing so, if none are known
+# JAX's own limits. It counts a silent process as lost, but `watchdog` notices earlier.
 _HEARTBEAT_SECONDS = 60
 _SHUTDOWN_SECONDS = 30
 
@@ -27,19 +27,19 @@ def initialize(
     process_id: int | None,
     end: Callable[[hosts.LostProcess], None],
 ) -> None:
-    """Joins the other processes, if there are any; must come before any use of a device.
+    """Joins the other processes, if there are any; call this before any use of a device.
 
     Args:
       coordinator_address: 'host:port' of process 0; empty where JAX finds the others by itself
         (a TPU pod slice, Slurm, Open MPI), or where there are none.
       num_processes: how many there are.
       process_id: the rank of this one, from 0.
-      end: ends this process, called in a thread once another process is gone.
+      end: ends this process; called in a thread once another process is lost.
 
     Raises:
       UserError: one of the three is missing or wrong, the others cannot be joined, or JAX cannot
         use the devices that the environment asks for.
-      Interrupted: a signal came while it waited for them.
+      Interrupted: a signal came during the wait.
     """
     given = (coordinator_address, num_processes, process_id)
     if coordinator_address or given[1:] != (None, None):
@@ -47,9 +47,9 @@ def initialize(
     launcher = launchers.find()
     size = num_processes or (launcher.size if launcher else 0)
     if not size and interpreter.goes_on():
-        return  # a notebook is alone, and JAX may have been used in it
+        return  # a notebook runs alone, and may have used JAX already
     if size == 1:
-        return  # the launcher may say more to JAX: a Slurm job's tasks are not those of its step
+        return  # JAX might find more: the tasks of a Slurm job are not those of its step
     if size:
         _announce(f"Joining {size} processes")
     joining = Background("joining")
@@ -77,8 +77,8 @@ def _is_done(future: Future, seconds: float) -> bool:
 
 
 def _late(address: str, process_id: int | None) -> UserError:
-    """Returns the error of processes that did not all come."""
-    reason = f"not all processes have started, or they do not reach {address or 'process 0'}"
+    """Returns the error for processes that have not all joined."""
+    reason = f"not all processes have started, or they cannot reach {address or 'process 0'}"
     if process_id:
         first = addresses.host_of(address), _port_of(address)
         try:
@@ -96,21 +96,21 @@ def _join(
 ) -> None:
     # `runtime.signals` handles signals.
     jax.config.update("jax_enable_preemption_service", False)
-    # gRPC would look for the processes behind a proxy, of which JAX warns.
+    # gRPC would look for the processes behind a proxy, and JAX would warn of it.
     jax.config.update("jax_check_proxy_envs", False)
     os.environ.setdefault("grpc_proxy", "")
     if address and num_processes and process_id is not None:
         _call_roll(address, num_processes, process_id)
     gpus = launchers.own_gpus(launcher) if launcher and not address else []
     addresses.tell_gloo(addresses.host_of(address))
-    # In any pod, JAX would ask Kubernetes for others, with a package and rights that few have.
+    # In a pod, JAX would ask Kubernetes for others, which needs a package and rights that few have.
     kubernetes = os.environ.pop("KUBERNETES_SERVICE_HOST", None)
     try:
         jax.distributed.initialize(
             address or None,
             num_processes or (launcher.size if launcher else None),
             process_id,
-            # An empty list stands for all; by default it is the one with this process's rank.
+            # An empty list means all; by default, JAX takes the one with this process's rank.
             local_device_ids=None if "JAX_LOCAL_DEVICE_IDS" in os.environ else gpus,
             initialization_timeout=2 * _JOIN_SECONDS,  # JAX would end the process
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
@@ -128,7 +128,7 @@ def _join(
 def _find_devices() -> None:
     """Raises a `UserError` in all processes if JAX finds no devices in one.
 
-    Without devices, processes have JAX's key-value store alone, which has no public name.
+    Without devices, processes share only JAX's key-value store, which has no public name.
     """
     client, error = distributed.global_state.client, ""
     try:
@@ -142,13 +142,13 @@ def _find_devices() -> None:
         found = dict(client.key_value_dir_get("mnist_flax/devices"))
     errors = {key.rpartition("/")[2]: text for key, text in found.items() if text != "-"}
     if errors:
-        # The others have waited for the devices of the one that has none, for two minutes.
+        # The others have waited two minutes for the devices of the one that has none.
         rank = min(errors, key=lambda rank: ("timed out" in errors[rank], int(rank)))
         raise UserError(f"process {rank}: {errors[rank]}")
 
 
 def _call_roll(address: str, num_processes: int, process_id: int) -> None:
-    # Longer than `initialize` waits, which has the better words for it.
+    # Longer than `initialize` waits, because its error says more.
     if process_id == 0:
         bound = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", address)
         roll_call.take(_port_of(bound), num_processes, 2 * _JOIN_SECONDS)
@@ -187,7 +187,7 @@ def _check(address: str, num_processes: int | None, process_id: int | None) -> N
             f"--num_processes={num_processes}"
         )
     if process_id == 0:
-        try:  # JAX would wait for the others without a word
+        try:  # JAX would wait for the others silently
             roll_call.listen(int(port)).close()
         except OSError as error:
             raise UserError(

@@ -1,4 +1,4 @@
-"""What started several processes of a run: Slurm, Open MPI or another MPI, by their variables."""
+"""Recognises the launcher of a run, Slurm, Open MPI or another MPI, by its variables."""
 
 import glob
 import os
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mnist_flax.errors import UserError
 
-# How many processes there are, and the rank of this one: in all, and on its host.
+# The number of processes, and the rank of this one: in all, and on its host.
 _SIZES = {
     "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     "Slurm": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
@@ -22,13 +22,13 @@ _BOUND = ("SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU", "SLURM_TRES_PER_TASK")
 
 
 class Launcher(NamedTuple):
-    """Who started this process.
+    """What started this process.
 
     Attributes:
-      name: to be printed.
+      name: its name in messages.
       size: how many processes it started.
-      size_variable: the environment variable that says so.
-      rank_variable: the one with the rank of this process.
+      size_variable: the environment variable with that number.
+      rank_variable: the one with this process's rank.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Launcher(NamedTuple):
 
 
 def find() -> Launcher | None:
-    """Returns who started this process and others, else who started it alone; None if nobody."""
+    """Returns the launcher of this process, preferably one that started others too; or None."""
     found = [
         Launcher(name, int(os.environ[size]), size, rank)
         for name, (size, rank) in _SIZES.items()
@@ -48,13 +48,13 @@ def find() -> Launcher | None:
 
 
 def own_gpus(launcher: Launcher) -> list[int]:
-    """Returns the GPUs that this process uses of those that it sees; empty for all.
+    """Returns the GPUs to use, as indices into those that this process sees; empty for all.
 
-    JAX would use one per process. Processes that share a host have equal shares of its GPUs,
-    unless each sees its own GPUs alone.
+    JAX would use one per process. Here, processes on the same host get equal shares of its GPUs,
+    unless each sees only its own.
 
     Raises:
-      UserError: their number is no multiple of the processes on this host.
+      UserError: the GPUs cannot be shared equally among the processes on this host.
     """
     size_variable, rank_variable = _LOCAL_SIZES[launcher.name]
     try:
@@ -64,7 +64,7 @@ def own_gpus(launcher: Launcher) -> list[int]:
         )
     except (ValueError, IndexError):
         given = [f"{name}={os.environ.get(name)}" for name in (size_variable, rank_variable)]
-        raise UserError(f"{' and '.join(given)} do not number this host's processes") from None
+        raise UserError(f"{' and '.join(given)} are not a number of processes and a rank") from None
     seen = os.environ.get("CUDA_VISIBLE_DEVICES", os.environ.get("ROCR_VISIBLE_DEVICES"))
     count = len(glob.glob("/dev/nvidia[0-9]*") if seen is None else seen.split(","))
     is_bound = any(name in os.environ for name in _BOUND)
@@ -80,7 +80,7 @@ def own_gpus(launcher: Launcher) -> list[int]:
 
 
 def _here(sizes: str) -> int:
-    """Returns this host's number from those of all, as Slurm writes them: '2(x3),1'."""
+    """Returns this host's number from Slurm's list for all hosts, such as '2(x3),1'."""
     numbers = []
     for part in sizes.split(","):
         number, _, times = part.rstrip(")").partition("(x")

@@ -1,4 +1,4 @@
-"""The memory of a device, and what to say when it is not enough."""
+"""The memory of a device, and the error when there is not enough."""
 
 import pathlib
 
@@ -7,13 +7,13 @@ import psutil
 
 from mnist_flax.errors import UserError
 
-_CONTAINER = pathlib.Path("/sys/fs/cgroup")  # as a process in it sees it, on Linux
+_CONTAINER = pathlib.Path("/sys/fs/cgroup")  # the files of a container, seen from inside, on Linux
 
 
 def free() -> int:
     """Returns the bytes of a device's memory that are free for this process."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    # CPUs, virtual ones too, share the machine's.
+    # CPU devices, including virtual ones, share the machine's memory.
     shared = psutil.virtual_memory().available // jax.local_device_count()
     if "bytes_limit" not in stats:
         total, used = _machine()
@@ -22,11 +22,11 @@ def free() -> int:
 
 
 def check(needed: int) -> None:
-    """Raises MemoryError if a device can never give so many bytes: Linux would kill the process."""
+    """Raises MemoryError if a device has too few bytes in all: Linux would kill the process."""
     stats = jax.local_devices()[0].memory_stats() or {}
     most = stats.get("bytes_limit", _machine()[0])
     if needed > most:
-        raise MemoryError(f"{needed / 1e9:,.1f} GB are needed, and a device has {most / 1e9:,.1f}")
+        raise MemoryError(f"{needed / 1e9:,.1f} GB are needed, but a device has {most / 1e9:,.1f}")
 
 
 def is_exhausted(error: BaseException | None) -> bool:
@@ -36,7 +36,7 @@ def is_exhausted(error: BaseException | None) -> bool:
 
 
 def exhausted(error: BaseException | None) -> UserError | None:
-    """Returns what to raise in place of an error for lack of memory; None for any other."""
+    """Returns the error to raise if `error` is due to a lack of memory; otherwise None."""
     if not is_exhausted(error):
         return None
     reason = (str(error).splitlines() or ["Out of memory"])[0].removeprefix("RESOURCE_EXHAUSTED: ")
@@ -47,7 +47,7 @@ def exhausted(error: BaseException | None) -> UserError | None:
 
 
 def _machine() -> tuple[int, int]:
-    """Returns the bytes of the machine's memory, and 0; or its container's, and what that uses."""
+    """Returns the machine's memory in bytes, and 0; in a container, its limit and its usage."""
     total = psutil.virtual_memory().total
     limit = _of_container("memory.max")
     if limit is None:
@@ -56,7 +56,7 @@ def _machine() -> tuple[int, int]:
 
 
 def _of_container(name: str) -> int | None:
-    """Returns the number in a file of the container; None if there is none, or it says 'max'."""
+    """Returns the number in a file of the container; None if it is missing or says 'max'."""
     try:
         return int((_CONTAINER / name).read_text())
     except (OSError, ValueError):

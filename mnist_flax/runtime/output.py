@@ -1,4 +1,4 @@
-"""Standard output and standard error that go away: a pipe's reader, a terminal, a full disk."""
+"""Handles standard streams that fail: a pipe without a reader, a closed terminal, a full disk."""
 
 import io
 import os
@@ -8,12 +8,12 @@ from typing import Any
 
 
 def protect() -> None:
-    """Makes whatever happens to the standard streams no error of the code that prints.
+    """Keeps failures of the standard streams from raising errors in the code that prints.
 
-    What the reader of a pipe no longer takes is dropped, and so is what standard error cannot
-    take. Standard output that fails otherwise, as on a full disk, continues on standard error.
-    Characters that a stream's encoding lacks are written as escapes. Streams that are closed are
-    opened: the next file to be opened would get the number of one, and what is printed.
+    Text for a pipe without a reader is dropped, and so is text that standard error cannot take. If
+    standard output fails in another way, as on a full disk, it continues on standard error.
+    Characters that a stream's encoding lacks are written as escapes. Closed streams are opened:
+    otherwise the next file to be opened would get a stream's number, and the text printed to it.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
@@ -25,7 +25,7 @@ class _Stream(io.FileIO):
     """A standard stream whose writes do not fail."""
 
     def write(self, data: Any) -> int:
-        """Writes some of `data`, wherever that is possible, and returns how many bytes."""
+        """Writes some of `data`, wherever possible, and returns how many bytes."""
         while True:
             try:
                 if (written := super().write(data)) is not None:
@@ -36,9 +36,9 @@ class _Stream(io.FileIO):
 
 
 def _replace(number: int, error: OSError) -> None:
-    """Puts a file that can be written in the place of a stream that failed."""
+    """Replaces a stream that failed with a file that can be written."""
     if number == 1 and not isinstance(error, BrokenPipeError):
-        # Not `os.write`: this one replaces standard error if that fails too.
+        # Not `os.write`: if standard error fails too, `print` replaces it.
         print(f"standard output: {error.strerror}; it continues here", file=sys.stderr)
         os.dup2(2, number)
         return
@@ -54,7 +54,7 @@ def _tolerant(stream: Any, number: int) -> Any:
     raw = getattr(stream, "buffer", None)
     raw = getattr(raw, "raw", raw)  # there is no buffer with `python -u`
     if type(raw) is not io.FileIO or raw.fileno() != number:
-        return stream  # of a notebook, of a test, or of a console of Windows
+        return stream  # from a notebook, a test, or a Windows console
     mine = _Stream(number, "w", closefd=False)
     return io.TextIOWrapper(
         mine if stream.write_through else io.BufferedWriter(mine),

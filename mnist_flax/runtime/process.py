@@ -13,7 +13,7 @@ _CPU_INFO = pathlib.Path("/proc/cpuinfo")
 
 
 def command_line() -> list[str]:
-    """Returns the words of the command that started this process."""
+    """Returns the command that started this process, word by word."""
     module = getattr(sys.modules["__main__"], "__spec__", None)  # IPython's has none
     start = ["-m", module.name.removesuffix(".__main__")] if module else sys.argv[:1]
     return ["python", *start, *sys.argv[1:]]
@@ -22,7 +22,7 @@ def command_line() -> list[str]:
 def repeating_command() -> str:
     """Returns the command that does the same in a new workdir.
 
-    It is empty if Python code started the run, as in a notebook: nothing has parsed flags then.
+    It is empty if Python code started the run, as in a notebook: then no flags were parsed.
     """
     if not flags.FLAGS.is_parsed():
         return ""
@@ -39,7 +39,7 @@ def num_cpus() -> int:
 
 
 def processor() -> str:
-    """Returns the name of the processor and its widest vectors."""
+    """Returns the name of the processor and its widest vector instructions."""
     fields = dict(cpu_fields())
     if not fields:
         return platform.processor() or platform.machine()
@@ -49,7 +49,7 @@ def processor() -> str:
 
 
 def cpu_fields() -> list[tuple[str, str]]:
-    """Returns what Linux says of each CPU, names and values; nothing elsewhere."""
+    """Returns what Linux reports for each CPU, as names and values; empty on other systems."""
     if not _CPU_INFO.exists():
         return []
     lines = (line.partition(":") for line in _CPU_INFO.read_text().splitlines())

@@ -1,6 +1,6 @@
-"""The other processes of a run report to process 0 before JAX joins them: every rank once.
+"""Checks that every rank reports to process 0 exactly once, before JAX joins the processes.
 
-If a rank comes twice, JAX ends all processes with a stack trace, even in the middle of a run.
+If two processes have the same rank, JAX ends all with a stack trace, even in the middle of a run.
 """
 
 import contextlib
@@ -10,15 +10,15 @@ import time
 
 from mnist_flax.errors import UserError
 
-_GREETING = "mnist_flax"  # begins every message, so that strangers are told apart
-_LINE = 500  # characters of a message, at most
-_STRANGER_SECONDS = 2  # for whoever connects to say who it is
-_LATE_SECONDS = 5  # for those that start later, to be told what is wrong
+_GREETING = "mnist_flax"  # begins every message, to tell them from those of strangers
+_LINE = 500  # longest message, in characters
+_STRANGER_SECONDS = 2  # for a new connection to identify itself
+_LATE_SECONDS = 5  # for processes that start later to learn what is wrong
 _RETRY_SECONDS = 0.5
 
 
 def listen(port: int) -> socket.socket:
-    """Returns a socket of process 0 for the others to report to, at all addresses of this host.
+    """Returns process 0's socket for the others to report to, on all addresses of this host.
 
     Raises:
       OSError: the port is taken, or cannot be used.
@@ -28,15 +28,15 @@ def listen(port: int) -> socket.socket:
 
 
 def take(port: int, size: int, seconds: float) -> None:
-    """Waits in process 0 until all other processes have reported, and lets them go on together.
+    """Waits in process 0 until all other processes have reported, then lets them all continue.
 
     Args:
-      port: of `listen`; it is free again afterwards.
+      port: the port to listen on; it is free again afterwards.
       size: how many processes there are.
-      seconds: to wait.
+      seconds: how long to wait.
 
     Raises:
-      UserError: two have the same rank, or another number of processes; all are told.
+      UserError: two have the same rank, or different numbers of processes; all are told.
       TimeoutError: not all have reported.
     """
     present: dict[int, socket.socket] = {}
@@ -48,7 +48,7 @@ def take(port: int, size: int, seconds: float) -> None:
             if rank < 0:
                 connection.close()
                 continue
-            # Whoever was stopped meanwhile may come again.
+            # A process that was stopped meanwhile may report again.
             present = {r: other for r, other in present.items() if not _is_gone(other)}
             if error := _mistake(rank, its_size, size, present):
                 _refuse(listener, [connection, *present.values()], error)
@@ -59,13 +59,13 @@ def take(port: int, size: int, seconds: float) -> None:
 
 
 def report(address: tuple[str, int], rank: int, size: int, seconds: float) -> None:
-    """Reports to process 0, as soon as it listens, and returns once all have.
+    """Reports to process 0 as soon as it listens, and returns once all have reported.
 
     Args:
-      address: of process 0.
-      rank: of this process.
+      address: the host and port of process 0.
+      rank: the rank of this process.
       size: how many processes there are.
-      seconds: to wait.
+      seconds: how long to wait.
 
     Raises:
       UserError: what process 0 found wrong.
@@ -85,13 +85,13 @@ def report(address: tuple[str, int], rank: int, size: int, seconds: float) -> No
 
 
 def _greeted(connection: socket.socket) -> tuple[int, int]:
-    """Returns the rank of a process, and the number of all that it has; (-1, 0) of a stranger."""
+    """Returns a process's rank and its number of processes; (-1, 0) for a stranger."""
     match = re.fullmatch(_GREETING + r" (\d+) (\d+)\n", _receive(connection, _STRANGER_SECONDS))
     return (int(match[1]), int(match[2])) if match else (-1, 0)
 
 
 def _refuse(listener: socket.socket, present: list[socket.socket], error: str) -> None:
-    """Tells all processes what is wrong, those too that come within seconds, and raises it."""
+    """Tells all processes what is wrong, even those that come seconds later, and raises it."""
     listener.settimeout(_LATE_SECONDS)
     with contextlib.ExitStack() as stack, contextlib.suppress(TimeoutError):
         for connection in present:
@@ -106,7 +106,7 @@ def _refuse(listener: socket.socket, present: list[socket.socket], error: str) -
 def _mistake(rank: int, its_size: int, size: int, present: dict[int, socket.socket]) -> str:
     if its_size != size:
         return (
-            f"process {rank} has --num_processes={its_size}, and process 0 {size}; "
+            f"process {rank} has --num_processes={its_size}, but process 0 has {size}; "
             "allowed: the same number in all"
         )
     if rank in present:
@@ -117,7 +117,7 @@ def _mistake(rank: int, its_size: int, size: int, present: dict[int, socket.sock
 
 
 def _send(connection: socket.socket, text: str = "") -> None:
-    with contextlib.suppress(OSError):  # whoever is gone will be missed later
+    with contextlib.suppress(OSError):  # a lost process will be noticed later
         connection.sendall(f"{_GREETING} {text}\n".encode())
 
 

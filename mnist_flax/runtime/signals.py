@@ -1,4 +1,4 @@
-"""SIGTERM, which a preemption sends, Ctrl-C and SIGHUP: when they stop a run, what is printed."""
+"""Handles SIGTERM, which a preemption sends, Ctrl-C and SIGHUP."""
 
 import contextlib
 import os
@@ -9,18 +9,18 @@ from types import FrameType
 from mnist_flax.runtime import interpreter
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_NOTICE = b"\nstopping as soon as what is finished is on the disk; Ctrl-C stops at once\n"
+_NOTICE = b"\nstopping once finished work is on the disk; Ctrl-C stops at once\n"
 
 
 class Interrupted(BaseException):
-    """A signal asked the process to stop; its exit status is `128 + number`, as shells count.
+    """A signal asked the process to stop; its exit status is `128 + number`, as in shells.
 
-    Like `KeyboardInterrupt`, it is no `Exception`, so that code that handles errors lets it pass.
+    Like `KeyboardInterrupt`, it is not an `Exception`, so code that handles errors lets it pass.
 
     Args:
-      number: of the signal.
-      progress: how far the run has come, as in 'after epoch 3 of 20'.
-      workdir: where it can be resumed; empty if there is nothing yet.
+      number: the number of the signal.
+      progress: how far the run has come, such as 'after epoch 3 of 20'.
+      workdir: the folder to resume from; empty if there is none yet.
     """
 
     def __init__(self, number: int, progress: str = "", workdir: str = ""):
@@ -31,17 +31,17 @@ class Interrupted(BaseException):
 
 
 class LostProcess(Exception):
-    """Another process of a run on several hosts failed or is gone: one line, and status 1.
+    """Another process of a run on several hosts failed or disappeared; the exit status is 1.
 
     Attributes:
-      workdir: of the run of this process, once it has one; else empty.
+      workdir: the workdir of this process; empty until it has one.
     """
 
     workdir = ""
 
 
 class _Received:
-    """What has come so far, and whether it waits to be asked for."""
+    """The first signal so far, and whether it waits for `received`."""
 
     number = 0
     deferred = False
@@ -51,12 +51,12 @@ class _Received:
 def handled() -> Iterator[None]:
     """Makes the signals raise `Interrupted`, or wait for `received` inside `deferred`.
 
-    Ctrl-C ends the process at once if it was asked to stop before. SIGHUP, which comes when the
-    terminal goes away, is ignored, here and in the processes that this one starts. In a notebook,
-    the handlers are afterwards what they were; elsewhere they stay, so that a signal cannot spoil
-    Python's exit.
+    Ctrl-C ends the process at once if an earlier signal asked it to stop. SIGHUP, which comes when
+    the terminal closes, is ignored, here and in the processes that this one starts. In a notebook,
+    the previous handlers are restored afterwards; elsewhere these stay, so that a signal cannot
+    spoil Python's exit.
     """
-    _Received.number = 0  # of an earlier run in this process
+    _Received.number = 0  # from an earlier run in this process
     before = {number: signal.signal(number, _receive) for number in _SIGNALS}
     if hasattr(signal, "SIGHUP"):  # Windows has none
         before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -64,14 +64,14 @@ def handled() -> Iterator[None]:
         yield
     finally:
         if interpreter.goes_on():
-            _Received.number = 0  # `train.run` asks too
+            _Received.number = 0  # a later `train.run` asks too
             for number, handler in before.items():
                 signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Makes signals wait until somebody asks `received`."""
+    """Makes signals wait until `received` is called."""
     _Received.deferred = True
     try:
         yield
@@ -80,7 +80,7 @@ def deferred() -> Iterator[None]:
 
 
 def received() -> int:
-    """Returns the number of the signal that came first; 0 if none did."""
+    """Returns the number of the first signal; 0 if none has come."""
     return _Received.number
 
 

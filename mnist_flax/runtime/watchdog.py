@@ -1,7 +1,7 @@
-"""Notices that another process of a run is gone: its host, its network, or itself.
+"""Notices when another process of a run is lost: the process, its host or its network.
 
-Every process but the first holds a connection to the first, and each end sends a byte a second. JAX
-has a watchdog too, which is slower, and which ends the process with a stack trace.
+Every other process holds a connection to the first one, and each end sends a byte every second. JAX
+has a watchdog too, but it is slower and ends the process with a stack trace.
 """
 
 import contextlib
@@ -11,16 +11,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-SECONDS = 15  # of silence; gRPC, and JAX with it, gives up a connection after 20
+SECONDS = 15  # of silence; gRPC, which JAX uses, gives up a connection after 20
 _BEAT, _GOODBYE = b".", b"!"
 _CONNECT_SECONDS = 10
 
 
 def listen(address: str) -> socket.socket:
-    """Returns a socket of the first process for the others to connect to.
+    """Returns the first process's socket for the others to connect to.
 
     Args:
-      address: of this host, as the others reach it.
+      address: the address at which the others reach this host.
 
     Raises:
       OSError: it is not an address of this host.
@@ -32,8 +32,8 @@ def watch_others(listener: socket.socket, token: bytes, lost: Callable[[str], No
     """Watches all processes that connect.
 
     Args:
-      listener: of this, the first process.
-      token: what a process of this run sends first; whoever else connects is turned away.
+      listener: the socket of this, the first process.
+      token: what a process of this run sends first; other connections are closed.
       lost: called in a thread, with a reason, once one is lost.
     """
 
@@ -56,7 +56,7 @@ def watch_others(listener: socket.socket, token: bytes, lost: Callable[[str], No
 def watch_first(address: tuple[str, int], token: bytes, lost: Callable[[str], None]) -> None:
     """Watches the first process, which listens at `address`, in the same way.
 
-    Does nothing if it cannot be reached there, because of a firewall for example.
+    Does nothing if it cannot be reached there, for example because of a firewall.
     """
     with contextlib.suppress(OSError):
         connection = socket.create_connection(address, _CONNECT_SECONDS)
@@ -65,12 +65,12 @@ def watch_first(address: tuple[str, int], token: bytes, lost: Callable[[str], No
 
 
 def is_watching() -> bool:
-    """Whether other processes watch this one, and learn of its end if it does not `leave`."""
+    """Whether other processes watch this one, and report it as lost unless it calls `leave`."""
     return bool(_connections)
 
 
 def leave() -> None:
-    """Tells the others that this process ends as it should; they will not miss it."""
+    """Tells the others that this process ends normally, so that they do not report it as lost."""
     for connection in _connections:
         with contextlib.suppress(OSError):
             connection.sendall(_GOODBYE)
@@ -84,7 +84,7 @@ def _watch(connection: socket.socket, lost: Callable[[str], None]) -> None:
     _connections.append(connection)
 
     def send() -> None:
-        with contextlib.suppress(OSError):  # who receives will notice
+        with contextlib.suppress(OSError):  # the receiver will notice
             while True:
                 connection.sendall(_BEAT)
                 time.sleep(1)
@@ -98,7 +98,7 @@ def _watch(connection: socket.socket, lost: Callable[[str], None]) -> None:
         except TimeoutError:
             reason = f"nothing was heard from it for {SECONDS} s"
         except ConnectionError:
-            pass  # it was closed before all was read
+            pass  # closed before everything was read
         except OSError as error:
             reason = str(error)
         lost(reason)

@@ -138,7 +138,7 @@ def test_a_process_too_many_disturbs_nobody():
     ):
         assert "2 all\n" in iter(first.stdout.readline, "")
         _, error, alone = joined(*cluster, 1, seconds=2)
-        assert error.startswith("error: not all processes have started, or they do not reach")
+        assert error.startswith("error: not all processes have started, or they cannot reach")
         assert alone == "1 all"
         assert first.wait(60) == other.wait(60) == 0
 
@@ -160,7 +160,7 @@ def test_devices_that_a_process_lacks_end_all(without):
 @pytest.mark.parametrize(
     ("address", "process", "said"),
     [
-        ("127.0.0.1:{}", 0, "not all processes have started, or they do not reach 127.0.0.1:{}"),
+        ("127.0.0.1:{}", 0, "not all processes have started, or they cannot reach 127.0.0.1:{}"),
         ("127.0.0.1:{}", 1, "--coordinator_address=127.0.0.1:{} cannot be reached ([Errno 111] "),
         ("no.such.name:{}", 1, "--coordinator_address=no.such.name:{} cannot be reached ([Errno -"),
     ],

@@ -41,7 +41,7 @@ def test_nobody_goes_on_before_all_have_come(call):
     ("one", "two", "said"),
     [
         ((1, 3), (1, 3), "--process_id=1 was given to two processes; allowed: 0 to 2, once each"),
-        ((1, 3), (2, 4), "process 2 has --num_processes=4, and process 0 3; allowed: the same"),
+        ((1, 3), (2, 4), "process 2 has --num_processes=4, but process 0 has 3; allowed: the same"),
     ],
 )
 def test_a_mistake_is_told_to_all_and_to_who_comes_late(monkeypatch, call, one, two, said):

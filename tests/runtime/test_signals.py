@@ -53,7 +53,7 @@ def test_a_signal_waits_until_somebody_asks(start, number):
     process = start("ends")
     process.send_signal(number)
     lines = process.communicate(timeout=60)[0].splitlines()
-    assert lines[1].startswith("stopping as soon as what is finished is on the disk; Ctrl-C stops")
+    assert lines[1].startswith("stopping once finished work is on the disk; Ctrl-C stops")
     assert lines[2:] == [
         f"received {number.value}",
         f"stopped by {number.name} after epoch 1 of 2 {128 + number} runs/1",
