@@ -1,4 +1,4 @@
-"""Many runs compared: a recipe and its variants, each trained from several seeds.
+"""Studies: compares a recipe with its variants, each trained from several seeds.
 
-It sits on top of the trainer, and nothing imports it: delete this room and training still works.
+Nothing imports this folder, so you can delete it and training still works.
 """

@@ -3,7 +3,7 @@
 from mnist_flax.runtime import huge_pages
 
 if __name__ == "__main__":
-    huge_pages.use()  # it restarts Python, so it comes before anything that takes time
+    huge_pages.use()  # may restart Python, so it runs before anything slow
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -14,17 +14,17 @@ flags.adopt_module_key_flags(command)
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     "",
-    "The folder for the results: a new one, or that of the study to resume; empty: a dated one "
+    "The folder for the results: a new one, or that of a study to resume. By default, a dated one "
     "under runs/.",
 )
 _ENSEMBLE = flags.DEFINE_boolean(
-    "ensemble", False, "Average networks too, config.study.ensemble_size at a time."
+    "ensemble", False, "Also average the outputs of config.study.ensemble_size networks at a time."
 )
 
 
 def main(config: ConfigDict) -> None:
     """Runs the study that the flags ask for."""
-    # Imported here because it takes seconds: invalid flags are reported before.
+    # Imported here because it takes seconds, and invalid flags should be reported at once.
     from mnist_flax.study import laboratory
 
     laboratory.run(config, _WORKDIR.value, _ENSEMBLE.value)

@@ -9,12 +9,12 @@ from scipy import stats
 CONFIDENCE = 0.95
 POWER = 0.8
 
-_NUM_DRAWS = 99_999  # a round number together with the observed statistic
+_NUM_DRAWS = 99_999  # the observed statistic makes it a round number
 _SEED = 0
 
 
 class Interval(NamedTuple):
-    """A mean of n values and its confidence interval; None where n is 1, or all are equal."""
+    """The mean of n values and its confidence limits: None if n is 1 or all values are equal."""
 
     mean: float
     low: float | None
@@ -23,22 +23,24 @@ class Interval(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """How many times the base's errors a variant makes.
+    """A comparison of a variant's errors with the base's.
+
+    `low`, `high`, `p` and `detectable` are None if the variant cannot be tested.
 
     Attributes:
-      ratio: of the geometric means of errors + 0.5, variant / base.
-      low: lower end of the ratio's confidence interval; all intervals of a study contain the true
-        ratios together with probability `CONFIDENCE`. None if the variant cannot be tested.
-      high: upper end, likewise.
-      p: adjusted for all comparisons of the study, 0..1, below 1 - `CONFIDENCE` exactly where the
-        interval excludes 1; likewise.
-      detectable: a difference of so many errors or more, in either direction, is found with
+      ratio: the geometric mean of the variant's errors + 0.5, divided by that of the base.
+      low: the lower end of the ratio's confidence interval. With probability `CONFIDENCE`, all
+        intervals of a study contain their true ratios.
+      high: its upper end.
+      p: the p value, 0..1, adjusted for all comparisons of the study. It is below 1 - `CONFIDENCE`
+        exactly where the interval excludes 1.
+      detectable: a difference of this many errors or more, in either direction, is found with
         probability `POWER` or more (0.74 or more with three replicas) if the groups vary as much
-        as measured; likewise.
-      base: the base's geometric mean of errors + 0.5.
-      n: number of replicas of the variant.
-      n_base: number of replicas of the base.
-      is_apart: whether all replicas of the variant lie on the same side of all of the base's.
+        as measured.
+      base: the geometric mean of the base's errors + 0.5.
+      n: the number of replicas of the variant.
+      n_base: the number of replicas of the base.
+      is_apart: whether all replicas of the variant are better, or all worse, than all of the base.
     """
 
     ratio: float
@@ -53,7 +55,7 @@ class Comparison(NamedTuple):
 
     @property
     def is_found(self) -> bool:
-        """Whether there is a difference, at the level of `CONFIDENCE` for all comparisons."""
+        """Whether a difference was found, at the level `CONFIDENCE` over all comparisons."""
         return self.p is not None and self.p < 1 - CONFIDENCE
 
     def difference(self, ratio: float) -> float:
@@ -62,7 +64,7 @@ class Comparison(NamedTuple):
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Returns the mean of values `[n]`, and its interval by Student's t distribution."""
+    """Returns the mean of values `[n]`, with its interval by Student's t distribution."""
     mean, n = float(np.mean(values)), len(values)
     if n < 2 or np.ptp(values) == 0:
         return Interval(mean, None, None, n)
@@ -78,14 +80,15 @@ def compare(base: Sequence[float], variants: Sequence[Sequence[float]]) -> list[
     all variants is at least as large when none differs from the base that they share. Dunnett
     assumes equal variances; here each group keeps its own. With n = 5, three variants and a base
     that varies three times as much, his test finds a difference where there is none in 12 % of
-    studies, this one in 5 %. With two replicas beside five, it may be 11 %.
+    studies, and this one in 5 %. With two replicas of one group and five of another, this one may
+    do so in 11 %.
 
     A variant is not tested if it or the base has only one replica, or if neither varies. The
-    others are then compared as if it did not exist.
+    other variants are then compared as if it did not exist.
 
     Args:
-      base: errors of the base's replicas, `[n_base]`, at least 0.
-      variants: errors of each variant's replicas, `[n]` each.
+      base: the errors of the base's replicas, `[n_base]`, 0 or more.
+      variants: the errors of each variant's replicas, `[n]` each.
 
     Returns:
       A comparison for each variant, in the same order.
@@ -120,7 +123,7 @@ def compare(base: Sequence[float], variants: Sequence[Sequence[float]]) -> list[
 def _test(
     base: np.ndarray, variants: Sequence[np.ndarray]
 ) -> list[tuple[float, float, float, float]]:
-    """Returns low, high, p and detectable of `Comparison` for each variant, given logarithms.
+    """Returns `low`, `high`, `p` and `detectable` for each variant, from log(errors + 0.5).
 
     The distribution of the largest |t| is simulated for groups with equal means and the measured
     variances: a parametric bootstrap (Krishnamoorthy, Lu and Mathew, 2007). The draws are the same
@@ -141,8 +144,8 @@ def _test(
     drawn_scales = np.sqrt(variances[:, 1:] + variances[:, :1])
     maxima = np.sort(np.abs(drawn_shifts / drawn_scales).max(axis=1))
 
-    # Both count the observed value as one more draw, so that p < 1 - CONFIDENCE exactly where
-    # |t| > critical.
+    # Both critical and p count the observed value as one more draw, so that p < 1 - CONFIDENCE
+    # exactly where |t| > critical.
     critical = maxima[round(CONFIDENCE * (_NUM_DRAWS + 1))]
     at_least = _NUM_DRAWS - np.searchsorted(maxima, np.abs(shifts) / scales)
     p = (1 + at_least) / (_NUM_DRAWS + 1)

@@ -1,4 +1,4 @@
-"""Ensembles: networks drawn from the replicas, whose probabilities are averaged."""
+"""Ensembles: averages the probabilities of networks drawn from the replicas of a recipe."""
 
 import itertools
 import math
@@ -7,17 +7,17 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-_NUM_DRAWS = 1_000  # of each size, at most
-_STEPS = (1, 2, 3, 5)  # sizes, in each power of ten
+_NUM_DRAWS = 1_000  # the most ensembles drawn of each size
+_STEPS = (1, 2, 3, 5)  # the sizes to show are these times powers of ten
 
 
 class Draws(NamedTuple):
     """Ensembles of one size.
 
     Attributes:
-      size: number of networks in each.
-      num_errors: of each ensemble, int `[draws]`.
-      is_all: whether these are all ensembles that the replicas can form.
+      size: the number of networks in each.
+      num_errors: the number of errors of each ensemble, int `[draws]`.
+      is_all: whether these are all the ensembles that the replicas can form.
     """
 
     size: int
@@ -26,7 +26,7 @@ class Draws(NamedTuple):
 
 
 def sizes(asked: int) -> list[int]:
-    """Returns the sizes to show, up to the one that is asked for."""
+    """Returns the sizes to show, up to and including `asked`."""
     powers = (10**power for power in range(6))
     known = {step * power for power in powers for step in _STEPS}
     return sorted({size for size in known if size < asked} | {asked})
@@ -35,14 +35,15 @@ def sizes(asked: int) -> list[int]:
 def draw(key: jax.Array, probabilities: np.ndarray, labels: np.ndarray, size: int) -> Draws:
     """Counts the errors of ensembles of `size` different replicas, drawn at random.
 
-    If there are only a few, all are counted. Ensembles may share replicas, so their spread is that
-    of choosing among these replicas; for a size near their number it means little.
+    If there are at most 1,000 possible ensembles, counts the errors of each once. Ensembles may
+    share replicas, so their spread only reflects the choice among these replicas; it means little
+    for a size near their number.
 
     Args:
-      key: PRNG key.
+      key: a PRNG key.
       probabilities: `[replicas, n, classes]`.
       labels: int `[n]`.
-      size: 1..replicas.
+      size: from 1 to the number of replicas.
     """
     num_replicas = len(probabilities)
     is_all = math.comb(num_replicas, size) <= _NUM_DRAWS

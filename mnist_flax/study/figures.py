@@ -1,4 +1,4 @@
-"""The pictures of a study, as matplotlib figures."""
+"""Draws the figures of a study with matplotlib."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -18,16 +18,16 @@ _CURVES = ("#4575b4", "#d95f02", "#7570b3", "#1a9850", "#d73027", "#222222")
 
 
 class Bar(NamedTuple):
-    """A recipe in `study`; accuracies in percent.
+    """A recipe's row in the figure `study`; accuracies are in percent.
 
     Attributes:
-      name: shown at the left.
-      points: one per seed.
-      mean: of the points.
-      interval: confidence limits of the mean; None if there are none.
-      note: shown at the right.
-      change: 1 or -1 if it was found to be better or worse than the base, else 0.
-      is_base: whether the others are compared with it.
+      name: the recipe's name, shown on the left.
+      points: the accuracy of each seed.
+      mean: the mean of the points.
+      interval: the confidence limits of the mean; None if there are none.
+      note: the label shown on the right.
+      change: 1 if the recipe was found to be better than the base, -1 if worse, else 0.
+      is_base: whether this is the base.
     """
 
     name: str
@@ -45,13 +45,13 @@ def draw(
     """Draws what a study found.
 
     Args:
-      rows: from top to bottom.
-      draws: ensembles by recipe, from the smallest; a recipe may have none.
-      text: of the findings.
-      title: names the data.
+      rows: the recipes, from top to bottom.
+      draws: the ensembles of each recipe, smallest first; a recipe may have none.
+      text: puts the findings into text.
+      title: the title of the figures; it names the data.
 
     Returns:
-      PNGs by the names of their files.
+      The figures as PNGs, by file name.
     """
     accuracy = text.accuracy
     bars = [
@@ -83,17 +83,17 @@ def draw(
 
 
 def study(bars: Sequence[Bar], title: str) -> Figure:
-    """Draws test accuracies: a row per recipe, a point per seed, the mean with its interval.
+    """Draws test accuracies: a row per recipe, with a point per seed and the mean's interval.
 
     Args:
-      bars: from top to bottom.
-      title: names the data.
+      bars: the rows, from top to bottom.
+      title: the title of the figure; it names the data.
     """
     figure = create_figure(10, 1.9 + 0.42 * len(bars))
     ax = figure.subplots()
     for row, bar in enumerate(bars):
         color = _BASE if bar.is_base else (_SAME, _BETTER, _WORSE)[bar.change]
-        # One above the other where they would hide each other.
+        # Points lie one above the other, so that they do not hide each other.
         offsets = np.linspace(-0.22, 0.22, len(bar.points)) if len(bar.points) > 1 else [0]
         ax.plot(bar.points, row + np.array(offsets), "o", color=color, alpha=0.45, markersize=4)
         if bar.interval is not None:
@@ -114,7 +114,7 @@ def study(bars: Sequence[Bar], title: str) -> Figure:
         Line2D([], [], marker="o", linestyle="", color=INK, alpha=0.45, markersize=4),
         Line2D([], [], marker="D", linestyle="-", color=INK, markersize=7),
     ]
-    names = ["a seed", "mean and its 95 % confidence interval"]
+    names = ["one seed", "mean and its 95 % confidence interval"]
     place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
     ax.legend(key, names, **place, frameon=False, fontsize=9)
     figure.suptitle(title)
@@ -124,12 +124,12 @@ def study(bars: Sequence[Bar], title: str) -> Figure:
 def ensembles(
     curves: Mapping[str, Sequence[tuple[int, float, float, float]]], title: str
 ) -> Figure:
-    """Draws test accuracy by the number of networks that are averaged.
+    """Draws test accuracy against the number of networks that are averaged.
 
     Args:
-      curves: by recipe and ascending size: size, mean accuracy of the ensembles, and the limits of
-        95 % of them, in percent.
-      title: names the data.
+      curves: for each recipe, in ascending size: the size, the ensembles' mean accuracy, and the
+        limits of the middle 95 % of them, in percent.
+      title: the title of the figure; it names the data.
     """
     figure = create_figure(8, 4.6)
     ax = figure.subplots()
@@ -146,5 +146,5 @@ def ensembles(
     ax.ticklabel_format(axis="y", useOffset=False)
     ax.grid(alpha=0.3)
     ax.legend(loc="lower right", frameon=False)
-    figure.suptitle(f"{title}\nmean over drawn ensembles, and 95 % of them")
+    figure.suptitle(f"{title}\nline: mean of the ensembles; band: the middle 95 % of them")
     return figure

@@ -1,4 +1,4 @@
-"""What a study found: study.json, study.md, study.html and its figures."""
+"""Writes what a study found: study.json, study.md, study.html and the figures."""
 
 import datetime
 from collections.abc import Callable, Mapping, Sequence
@@ -29,11 +29,11 @@ class Findings:
 
     Args:
       config: the whole configuration.
-      dataset: data of the study.
-      names: its recipes.
-      folder: where to write.
-      store: probabilities of the replicas.
-      ensemble: whether to average networks too.
+      dataset: the data of the study.
+      names: the names of its recipes.
+      folder: the folder to write to.
+      store: holds the probabilities of the replicas.
+      ensemble: whether to evaluate ensembles of networks too.
     """
 
     def __init__(
@@ -64,9 +64,9 @@ class Findings:
         """Writes study.json, study.md, the figures and study.html.
 
         Args:
-          replicas: the finished ones.
-          say: prints a line if the figures or the page cannot be drawn.
-          is_last: whether the study is over; ensembles are left out before.
+          replicas: the finished replicas.
+          say: prints a line; called if the figures or the page cannot be written.
+          is_last: whether the study is over; if not, ensembles are left out.
 
         Returns:
           The findings in words, one per line.
@@ -115,9 +115,9 @@ class Findings:
         return sorted(rows, key=lambda row: row.errors.mean)
 
     def _ensembles_of(self, row: Row) -> list[ensembles.Draws]:
-        """Returns ensembles of a recipe's replicas, by size up to the one asked for.
+        """Returns ensembles of a recipe's replicas, in ascending size up to `ensemble_size`.
 
-        There are none while the recipe has fewer replicas than that.
+        Returns none while the recipe has fewer replicas than that.
         """
         asked = self._config.study.ensemble_size
         if len(row.replicas) < asked:
@@ -133,7 +133,7 @@ class Findings:
     def _content(
         self, rows: Sequence[Row], draws: dict[str, list[ensembles.Draws]], now: datetime.datetime
     ) -> dict[str, Any]:
-        """Returns every number of the study, for programs."""
+        """Returns every number of the study, for study.json."""
         comparisons = [row.comparison for row in rows if row.comparison is not None]
         content = {
             "date": now.isoformat(timespec="seconds"),
@@ -190,7 +190,7 @@ class Findings:
     def _draw(
         self, rows: Sequence[Row], draws: Mapping[str, Sequence[ensembles.Draws]]
     ) -> dict[str, bytes]:
-        """Writes the figures, and returns the same PNGs by the names of their files."""
+        """Writes the figures, and returns them as PNGs by file name."""
         # Imported here because matplotlib takes a second.
         from mnist_flax.study import figures
 

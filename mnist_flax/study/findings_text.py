@@ -1,4 +1,4 @@
-"""What a study found, as text: sentences, a table and notes on the method, in Markdown."""
+"""Puts what a study found into text: sentences, a table and notes on the method, in Markdown."""
 
 import datetime
 import importlib.metadata
@@ -17,17 +17,18 @@ FIGURES = {
     "study.png": "Test accuracy by recipe",
     "ensemble.png": "Test accuracy by the number of networks",
 }
-_QUANTILES = (0.025, 0.975)  # of ensembles
+_QUANTILES = (0.025, 0.975)  # the ends of the range shown for ensembles
 
 
 class Row(NamedTuple):
-    """A recipe of a study.
+    """A recipe of a study: a row of its table.
 
     Attributes:
-      name: the variant's name.
+      name: the name of the variant, or 'base'.
       replicas: its finished replicas.
-      errors: mean number of test errors over the replicas.
-      comparison: with the base; None for the base itself, and while the base has no replicas.
+      errors: the mean number of test errors over the replicas, with its confidence interval.
+      comparison: the comparison with the base; None for the base itself, and while no replica of
+        the base is finished.
     """
 
     name: str
@@ -44,12 +45,12 @@ class Row(NamedTuple):
 
     @property
     def num_diverged(self) -> int:
-        """Number of replicas whose loss is no longer finite."""
+        """Number of replicas whose test loss is not finite."""
         return sum(not replica.is_finite for replica in self.replicas)
 
     @property
     def validation_accuracy(self) -> float:
-        """Mean accuracy on the images set aside, percent."""
+        """Mean accuracy on the validation images, percent."""
         return 100 * float(np.mean([replica.accuracy("validation") for replica in self.replicas]))
 
 
@@ -57,8 +58,8 @@ class FindingsText:
     """Puts the findings of a study into text.
 
     Args:
-      title: heading of the document.
-      dataset: data of the study.
+      title: the heading of the document.
+      dataset: the data of the study.
       num_replicas: number of replicas in the complete study.
       num_final_epochs: number of epochs over which each replica's results are averaged.
     """
@@ -70,11 +71,11 @@ class FindingsText:
         self._num_final_epochs = num_final_epochs
 
     def accuracy(self, errors: float) -> float:
-        """Returns the test accuracy, percent, that corresponds to a number of test errors."""
+        """Converts a number of test errors to test accuracy, percent."""
         return 100 - self._points(errors)
 
     def words(self, row: Row) -> str:
-        """Returns one sentence that claims what the numbers of `row` show and nothing more."""
+        """Returns one sentence that claims no more than the numbers of `row` show."""
         diverged = f"; {row.num_diverged} diverged" if row.num_diverged else ""
         comparison = row.comparison
         if comparison is None:
@@ -82,7 +83,7 @@ class FindingsText:
                 f"{row.name}: {self.accuracy(row.errors.mean):.3f} % test accuracy "
                 f"(n = {row.errors.n}){diverged}"
             )
-        points = f"{self._gain(comparison, comparison.ratio):+.3f} points"
+        points = f"{self._gain(comparison, comparison.ratio):+.3f} points of accuracy"
         if comparison.p is None:
             reason = "one seed" if min(comparison.n, comparison.n_base) == 1 else "no spread"
             return f"{row.name}: not tested ({reason}): {points}{diverged}"
@@ -97,7 +98,7 @@ class FindingsText:
         )
 
     def note(self, row: Row) -> str:
-        """Returns a few words on `row`, for the figure."""
+        """Returns the label of `row` in the figure; empty for the base."""
         comparison = row.comparison
         if comparison is None:
             return ""
@@ -116,13 +117,13 @@ class FindingsText:
         words: Sequence[str],
         now: datetime.datetime,
     ) -> str:
-        """Returns the whole document, Markdown.
+        """Returns the whole document as Markdown.
 
         Args:
-          rows: recipes, from the top of the table.
-          draws: ensembles by recipe, from the smallest; a recipe may have none.
-          words: the findings, one a line.
-          now: date of the document.
+          rows: the recipes, in the order of the table.
+          draws: the ensembles of each recipe, smallest first; a recipe may have none.
+          words: the findings, one per line.
+          now: the date of the document.
         """
         progress = self.progress(rows)
         lines = [
@@ -148,33 +149,33 @@ class FindingsText:
         return "\n".join(lines) + "\n"
 
     def progress(self, rows: Sequence[Row]) -> str:
-        """Returns how many replicas are finished; nothing once all are."""
+        """Returns a sentence on how many replicas are finished; empty once all are."""
         count, total = sum(len(row.replicas) for row in rows), self._num_replicas
         return f"{count} of {total} replicas are finished." if count < total else ""
 
     def _points(self, errors: float) -> float:
-        """Returns test errors as percentage points of accuracy."""
+        """Converts test errors to percentage points of accuracy."""
         return 100 * errors / len(self._dataset.test)
 
     def _gain(self, comparison: Comparison, ratio: float) -> float:
-        """Returns the gain in accuracy over the base, in points, if the ratio of errors is `ratio`.
+        """Returns the gain in accuracy over the base, in points, for a ratio of errors.
 
-        Wide intervals are cut off where every test image is misclassified.
+        The gain is limited to what it would be if every test image were misclassified.
         """
         most = len(self._dataset.test) - comparison.base
         return -self._points(min(comparison.difference(ratio), most))
 
     def _detectable(self, comparison: Comparison) -> str:
         if comparison.base + comparison.detectable > len(self._dataset.test):
-            return "so few replicas could not have shown any difference reliably"
+            return "with so few replicas, no difference could have been found reliably"
         errors = _count(math.ceil(comparison.detectable), "error")
         return f"a difference of {errors} or more would have been found four times in five"
 
     def table(self, rows: Sequence[Row]) -> list[list[str]]:
-        """Returns the table: the names of its columns, and the cells of each recipe."""
+        """Returns the table: a list of column names, then a list of cells for each recipe."""
         has_validation = self._dataset.validation is not None
         columns = ["recipe", "n", *(["validation accuracy, %"] if has_validation else [])]
-        columns += ["test accuracy, %", "test errors", "difference to the base, points", "p"]
+        columns += ["test accuracy, %", "test errors", "difference from the base, points", "p"]
         columns += ["training, s", "compiling, s"]
         table = [columns]
         for row in rows:
@@ -206,35 +207,36 @@ class FindingsText:
         return [f"{gain} ({low:+.3f} to {high:+.3f})", _p(comparison.p)]
 
     def notes(self, rows: Sequence[Row]) -> list[str]:
-        """Returns how the numbers were found, in sentences."""
+        """Returns sentences on how the numbers were obtained."""
         validation, times = self._dataset.validation, "once, after its last epoch"
         aside = "No images were set aside (config.dataset.validation_size=0)"
         if validation is not None:
-            aside = f"{len(validation):,} training images were set aside for decisions"
+            aside = f"{len(validation):,} training images were set aside for validation"
         if self._num_final_epochs > 1:
             times = (
-                f"after each of its last {self._num_final_epochs} epochs, and averaged the results"
+                f"after each of its last {self._num_final_epochs} epochs, and its result is the "
+                "mean of these"
             )
         notes = [
-            f"{aside}. Each replica read the test set {times}, for this report only. The table is "
-            "sorted by test errors.",
-            "± gives the 95 % confidence interval of a mean by Student's t.",
+            f"{aside}. Each replica was evaluated on the test set {times}. The test set was used "
+            "for nothing but this report. The table is sorted by test errors.",
+            "± is the 95 % confidence interval of the mean, by Student's t distribution.",
             *_notes_on_test([row.comparison for row in rows if row.comparison is not None]),
         ]
         together = sorted({replica.num_together for row in rows for replica in row.replicas})
         notes.append(
-            "Training: seconds per replica, without compilation and evaluation; "
-            f"{' or '.join(map(str, together))} trained together. Compiling: the longest "
-            "compilation of the recipe's program."
+            "Training: mean seconds per replica, without compilation and evaluation; replicas were "
+            f"trained {' or '.join(map(str, together))} at a time. Compiling: seconds of the "
+            "recipe's longest compilation."
         )
         if validation is not None and len(rows) > 1:
             best = max(rows, key=lambda row: row.validation_accuracy)
-            notes.append(f"Best on the images set aside: {best.name}.")
+            notes.append(f"Best on the validation images: {best.name}.")
         return notes
 
 
 def origin(dataset: Dataset, rows: Sequence[Row], now: datetime.datetime) -> str:
-    """Returns a line on the data, the devices, the versions and the date."""
+    """Returns a line that names the data, the devices, the versions and the date."""
     replicas = [replica for row in rows for replica in row.replicas]
     numbers = sorted({replica.config["num_epochs"] for replica in replicas})
     epochs = " or ".join(_count(number, "epoch") for number in numbers)
@@ -251,16 +253,15 @@ def origin(dataset: Dataset, rows: Sequence[Row], now: datetime.datetime) -> str
 
 
 def spread(num_errors: np.ndarray) -> tuple[float, float, float]:
-    """Returns the mean of the errors `[draws]`, and the limits of the middle 95 % of them."""
+    """Returns the mean of the errors `[draws]`, and the limits of their middle 95 %."""
     low, high = np.quantile(num_errors, _QUANTILES)
     return float(num_errors.mean()), float(low), float(high)
 
 
 def words_of_ensemble(name: str, draws: Draws) -> str:
     """Returns one sentence on the ensembles of a recipe."""
-    return (
-        f"{name}: ensembles of {draws.size}: {draws.num_errors.mean():.1f} test errors on average"
-    )
+    mean = f"{draws.num_errors.mean():.1f}"
+    return f"{name}: ensembles of {draws.size} networks make {mean} test errors on average"
 
 
 def _markdown(table: Sequence[Sequence[str]]) -> list[str]:
@@ -278,9 +279,9 @@ def _ensemble_table(
     lines = [
         f"## Ensembles of {name}",
         "",
-        "Each ensemble averages the probabilities of different replicas, drawn at random. Two "
-        "ensembles may share replicas, so the range covers the choice among these replicas, "
-        "not new training.",
+        "Each ensemble averages the probabilities of different replicas, drawn at random. "
+        "Ensembles may share replicas, so the range shows how much the choice among these "
+        "replicas matters, not how much newly trained ones would differ.",
         "",
         "| networks | ensembles | mean test accuracy, % | range of the middle 95 % |",
         "|---:|---:|---:|---:|",
@@ -299,9 +300,9 @@ def _conclusion(comparison: Comparison) -> str:
     direction = "better" if comparison.ratio < 1 else "worse"
     if comparison.is_found:
         return f"{direction} than the base"
-    # Nobody would believe "no difference" of results that do not even overlap.
+    # Nobody would believe "no difference" about results that do not even overlap.
     if comparison.is_apart:
-        return f"undecided, although every replica is {direction} than any of the base"
+        return f"undecided, although every replica is {direction} than all of the base's"
     return "no difference found"
 
 
@@ -309,19 +310,20 @@ def _notes_on_test(comparisons: Sequence[Comparison]) -> list[str]:
     number = sum(comparison.p is not None for comparison in comparisons)
     if not number:
         return []
-    together = "the comparison" if number == 1 else f"all {number} comparisons together"
+    together = "this one comparison" if number == 1 else f"all {number} comparisons together"
     return [
-        "Differences are between geometric means of the test errors plus 0.5. The differences, "
-        "their 95 % confidence intervals (in brackets) and p come from one test on the logarithms: "
-        "Welch's t of each recipe, judged as in Dunnett's test (1955) by the largest |t| that "
-        f"chance gives among recipes that share a base. p and intervals hold for {together}: if no "
-        "recipe differs from the base, the chance of finding any difference is 5 %. Unlike "
-        "Dunnett's test, this one does not assume that all recipes vary equally: it simulates the "
-        "distribution with the measured variances.",
-        "Replicas of the same seed are not paired: their results are no more alike than those of "
-        "different seeds, so that pairing would only cost degrees of freedom.",
-        "p and intervals are valid if the numbers of seeds and variants were fixed beforehand; "
-        "those of an unfinished study are provisional.",
+        "Recipes are compared by the geometric mean of their test errors plus 0.5. The "
+        "differences, their 95 % confidence intervals (in brackets) and p all come from one test "
+        "on the logarithms: it computes Welch's t for each recipe and, as in Dunnett's test "
+        "(1955), compares it with the largest |t| that chance alone would produce among recipes "
+        f"that share a base. p and the intervals hold for {together}: if no recipe differs from "
+        "the base, the chance of finding any difference is 5 %. Unlike Dunnett's test, this one "
+        "does not assume that all recipes vary equally: it simulates the distribution of the "
+        "largest |t| with the measured variances.",
+        "Replicas with the same seed are not paired: their results are no more alike than those "
+        "with different seeds, so pairing would only cost degrees of freedom.",
+        "p and the intervals are valid only if the numbers of seeds and variants were fixed "
+        "beforehand; those of an unfinished study are provisional.",
     ]
 
 

@@ -39,20 +39,20 @@ from mnist_flax.study.replicas import Pool, Replicas
 from mnist_flax.study.store import Replica, ReplicaStore, finite
 from mnist_flax.study.tracking import StudyTracking
 
-_REPORT_SECONDS = 60  # at least, between the reports of a study under way
+_REPORT_SECONDS = 60  # minimum time between reports while a study is running
 
 
 def run(config: ConfigDict, workdir: str, ensemble: bool = False) -> None:
-    """Trains all replicas that are not finished in `workdir`, and reports on all that are.
+    """Trains the replicas that are not yet finished in `workdir`, and reports on all of them.
 
     Args:
-      config: as `configs/study.py` returns.
-      workdir: a new folder, or that of the study to resume; empty for a dated one.
-      ensemble: whether to average networks too.
+      config: a configuration such as `configs/study.py` returns.
+      workdir: a new folder, or that of a study to resume; empty for a dated one.
+      ensemble: whether to evaluate ensembles of networks too.
 
     Raises:
       UserError: the configuration, the data or the folder cannot be used.
-      Interrupted: a signal stopped it.
+      Interrupted: a signal stopped the study.
     """
     _check(config, ensemble)
     check_workdir(workdir, config.to_dict(), _may_differ)
@@ -73,14 +73,14 @@ def run(config: ConfigDict, workdir: str, ensemble: bool = False) -> None:
 
 
 def _check(config: ConfigDict, ensemble: bool) -> None:
-    """Raises a `UserError` unless the fields of a study fit together."""
+    """Raises a `UserError` unless the fields of a study are consistent."""
     study = config.study
     for name, recipe in recipes(config).items():
         if study.num_final_epochs > recipe.num_epochs:
             allowed = f"at most the {recipe.num_epochs} epochs of {name}"
             raise refused("config.study.num_final_epochs", study.num_final_epochs, allowed)
     if not fields.FIELDS["seed"].accepts(config.seed + study.num_seeds - 1):
-        allowed = f"seeds below 2**32 from config.seed={config.seed} on"
+        allowed = f"at most {2**32 - config.seed}, because seeds must be below 2**32"
         raise refused("config.study.num_seeds", study.num_seeds, allowed)
     if ensemble and study.ensemble_size > study.num_seeds:
         allowed = f"at most config.study.num_seeds={study.num_seeds} with --ensemble"
@@ -88,22 +88,22 @@ def _check(config: ConfigDict, ensemble: bool) -> None:
 
 
 def _may_differ(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """More seeds and other variants are welcome: each replica is checked by itself."""
+    """Allows more seeds and other variants, because each replica is checked by itself."""
     del before, now
-    return is_free(name) and name != "study.num_final_epochs"  # which decides what a result is
+    return is_free(name) and name != "study.num_final_epochs"  # the results depend on it
 
 
 class Study:
-    """The replicas of a study, finished and to come.
+    """Trains, stores and reports the replicas of a study.
 
     Args:
       config: the whole configuration.
-      dataset: what to train and to evaluate on; the images set aside are the same for all.
-      folder: of the study.
-      ensemble: whether to average networks too.
+      dataset: the data; all replicas share its validation images.
+      folder: the folder of the study.
+      ensemble: whether to evaluate ensembles of networks too.
 
     Raises:
-      UserError: a finished replica is another's, or the folder is that of a run.
+      UserError: a finished replica has another configuration, or the folder holds a run.
     """
 
     def __init__(self, config: ConfigDict, dataset: data.Dataset, folder: Workdir, ensemble: bool):
@@ -121,7 +121,7 @@ class Study:
             if (replica := self._store.load(name, seed)) is not None:
                 _check_replica(replica, self._config_of(name, seed), self._data, folder.path)
                 self._finished[name, seed] = replica
-                self._store.discard(name, [seed])  # what a killed process left
+                self._store.discard(name, [seed])  # a killed process may have left checkpoints
         folder.reopen()
         names = list(self._recipes)
         self._findings = Findings(config, dataset, names, folder, self._store, ensemble)
@@ -137,7 +137,7 @@ class Study:
         )
 
     def complete(self) -> None:
-        """Trains the remaining replicas, and writes the findings."""
+        """Trains the remaining replicas and writes the findings."""
         line = self._progress.line
         try:
             self._announce()
@@ -179,7 +179,7 @@ class Study:
         )
 
     def _train(self, name: str, trainer: Replicas, seeds: Sequence[int]) -> None:
-        """Trains replicas to their end, from their last epoch on if they were interrupted."""
+        """Trains replicas to the end, resuming after the last finished epoch if there is one."""
         num_epochs, num_images = self._recipes[name].num_epochs, len(self._dataset.train)
         label = f"{name}, seed {seeds[0]}" + (f" to {seeds[-1]}" if len(seeds) > 1 else "")
         final = self._settings.num_final_epochs
@@ -214,7 +214,7 @@ class Study:
                     [epoch["replicas"][index] for epoch in history.records],
                     mine,
                 )
-        finally:  # an epoch that is finished is not lost to a signal
+        finally:  # a signal must not lose a finished epoch
             saver.abort()
             saver.close()
         self._store.discard(name, seeds)
@@ -258,7 +258,7 @@ class Study:
         _check_signals()
 
     def _config_of(self, name: str, seed: int) -> ConfigDict:
-        """Returns the configuration of the run that a replica is, with the study's images aside."""
+        """Returns a replica's configuration: its recipe and seed, in the study's W&B group."""
         config = self._recipes[name].copy_and_resolve_references()
         with config.unlocked():
             config.seed = seed
@@ -269,12 +269,12 @@ class Study:
 def _plan(
     num_together: int, names: Iterable[str], seeds: Sequence[int], finished: Container
 ) -> Iterator[tuple[str, list[int]]]:
-    """Yields the replicas to be trained, those together that can be.
+    """Yields the replicas left to train, as a recipe and the seeds to train together.
 
-    Where they are trained one after another, it is seed by seed, so that a study that is
-    interrupted has something of every variant.
+    Replicas trained one after another go seed by seed, so that an interrupted study has some of
+    every variant.
     """
-    # On a CPU, several in one program took longer than one after another.
+    # On a CPU, training several in one program took longer than one after another.
     size = num_together or (1 if jax.default_backend() == "cpu" else len(seeds))
     for start in range(0, len(seeds), size):
         for name in names:
@@ -284,7 +284,7 @@ def _plan(
 
 
 def _identity(recipe: ConfigDict, seeds: Sequence[int], num_final_epochs: int, data: str) -> str:
-    """Returns what tells unfinished replicas from those of another recipe or other data."""
+    """Returns a digest that tells unfinished replicas from those of other recipes or data."""
     values = {name: value for name, value in flatten(recipe).items() if not is_free(name)}
     text = f"{values} {list(seeds)} {num_final_epochs} {data}"
     return hashlib.sha256(text.encode()).hexdigest()
@@ -293,7 +293,7 @@ def _identity(recipe: ConfigDict, seeds: Sequence[int], num_final_epochs: int, d
 def _check_replica(
     replica: Replica, config: ConfigDict, identity: str, folder: pathlib.Path
 ) -> None:
-    """Raises a `UserError` unless a finished replica is what would be trained now."""
+    """Raises a `UserError` unless a finished replica is the one that would be trained now."""
     where = f"--workdir={folder}: replica {replica.variant}, seed {replica.seed},"
     allowed = "the same fields, another name for the variant, or a new folder"
     check_same(where, replica.config, config.to_dict(), _may_differ, allowed)
@@ -306,7 +306,7 @@ def _check_signals() -> None:
 
 
 def _means(records: Sequence[dict[str, Any]], split: str, num_images: int) -> dict[str, Any]:
-    """Returns a replica's results on a split of so many images, means over its last epochs."""
+    """Returns a replica's results on a split of `num_images`: the means of the given records."""
     losses = [record[f"{split}/loss"] for record in records]
     accuracies = [record[f"{split}/accuracy"] for record in records]
     return {

@@ -1,4 +1,4 @@
-"""The page of a study: what study.md says, and the curves of each replica, as one HTML file."""
+"""The page of a study: the contents of study.md and every replica's curves, in one HTML file."""
 
 import base64
 import datetime
@@ -12,8 +12,8 @@ from mnist_flax.study.findings_text import FIGURES, FindingsText, Row, origin
 from mnist_flax.study.store import Replica
 
 _SCRIPTS = ("elements.js", "chart.js", "study.js")
-_NUM_COLORS = 10  # `color-0` and so on in style.css: as many as a study has seeds by default
-_MAX_POINTS = 200  # of a curve; there are many
+_NUM_COLORS = 10  # `color-0` to `color-9` in style.css; a study has 10 seeds by default
+_MAX_POINTS = 200  # per curve, because a page may hold hundreds of curves
 
 
 def create(
@@ -24,15 +24,15 @@ def create(
     now: datetime.datetime,
     figures: Mapping[str, bytes],
 ) -> str:
-    """Returns the page, HTML.
+    """Returns the page as HTML.
 
     Args:
-      text: of the findings.
-      dataset: data of the study.
-      rows: recipes, from the top of the table.
-      words: the findings, one a line.
-      now: date of the page.
-      figures: PNGs by the names of their files.
+      text: puts the findings into text.
+      dataset: the data of the study.
+      rows: the recipes, in the order of the table.
+      words: the findings, one per line.
+      now: the date of the page.
+      figures: the figures as PNGs, by file name.
     """
     columns, *cells = text.table(rows)
     curves = charts(rows)
@@ -63,7 +63,7 @@ def create(
 
 
 def charts(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
-    """Returns the curves by metric, as in 'test accuracy': a chart per recipe, a line per seed."""
+    """Returns charts by metric ('test accuracy', say): one per recipe, with a line per seed."""
     records = [record for row in rows for replica in row.replicas for record in replica.records]
     colors = {seed: f"color-{at % _NUM_COLORS}" for at, seed in enumerate(_seeds(rows))}
     found: dict[str, list[dict[str, Any]]] = {}
@@ -81,7 +81,7 @@ def charts(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _line(replica: Replica, key: str, color: str) -> dict[str, Any]:
-    """Returns the curve of a replica, of the epochs that have a finite value."""
+    """Returns the curve of a replica over the epochs that have a finite value."""
     factor = 100 if key.endswith("accuracy") else 1
     records = [record for record in replica.records if record.get(key) is not None]
     kept = content.thin(records, _MAX_POINTS) if records else []
@@ -92,7 +92,7 @@ def _line(replica: Replica, key: str, color: str) -> dict[str, Any]:
 
 
 def _are_lines(charts: Sequence[dict[str, Any]]) -> bool:
-    """Whether there is more than a point: the test set may be read after the last epoch alone."""
+    """Whether a line has more than one point: test results may exist for the last epoch only."""
     return any(len(line["x"]) > 1 for chart in charts for line in chart["series"])
 
 

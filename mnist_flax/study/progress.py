@@ -1,4 +1,4 @@
-"""The progress of a study."""
+"""Shows the progress of a study."""
 
 import datetime
 import time
@@ -9,12 +9,12 @@ from mnist_flax.report.progress import Display
 class StudyProgress(Display):
     """Shows a study: one bar over all images of all its replicas.
 
-    On a terminal: the variant, its epoch and the time left for the whole study. Elsewhere: complete
-    lines, one per replica and one a minute within.
+    On a terminal, it shows the variant, its epoch and the time left for the whole study. Elsewhere,
+    it prints complete lines: one per replica, and at most one a minute in between.
 
     Args:
-      num_images: that the remaining replicas will be trained on, counted in every epoch.
-      num_replicas: of the whole study.
+      num_images: the images that the remaining replicas have to train on, summed over all epochs.
+      num_replicas: the number of replicas in the whole study.
       num_finished: how many of these are finished.
     """
 
@@ -33,18 +33,18 @@ class StudyProgress(Display):
         self._num_together = num_together
 
     def update(self, images: int, loss: float | None = None, accuracy: float | None = None) -> None:
-        """Shows how many images of the epoch each replica has done, and their mean metrics."""
+        """Shows how many images of the epoch each replica has seen, and their mean metrics."""
         done = self._images_before + images * self._num_together
         left = f", {self._left(done)} left" if done else ""
         share = f"{self._label} ({done / self._num_images:.0%} of all{left})"
         self.show(share, done, loss, accuracy)
 
     def finish_epoch(self, images: int) -> None:
-        """Counts an epoch of so many images as done by each replica."""
+        """Counts an epoch of `images` images as finished by each of the replicas."""
         self._images_before += images * self._num_together
 
     def finish_replica(self, text: str) -> None:
-        """Prints the line of a replica."""
+        """Prints the line of a finished replica."""
         self._num_finished += 1
         self.line(
             f"{self._num_finished:>{len(str(self._num_replicas))}}/{self._num_replicas}  {text}  "
@@ -52,6 +52,6 @@ class StudyProgress(Display):
         )
 
     def _left(self, images: int) -> datetime.timedelta:
-        """Returns how long the rest takes, at the rate so far, compiling included."""
+        """Returns the time left at the rate so far, which includes compilation."""
         elapsed = time.monotonic() - self._started
         return datetime.timedelta(seconds=round((self._num_images - images) * elapsed / images))

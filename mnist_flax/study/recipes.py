@@ -1,4 +1,4 @@
-"""The recipes of a study: the base, and its variants."""
+"""The recipes of a study: the base and its variants."""
 
 import re
 from typing import Any
@@ -10,19 +10,19 @@ from mnist_flax.run import fields
 from mnist_flax.run.configs import flatten
 
 BASE = "base"  # the recipe without overrides
-_VARIANT_NAME = r"[\w,+=-][\w ,+=-]*"  # also that of a folder
+_VARIANT_NAME = r"[\w,+=-][\w ,+=-]*"  # also used as the name of a folder
 _SHARED = r"(seed$|dataset\.|checkpoint\.|wandb\.|study\.)"  # fields that no variant may change
 
 
 def recipes(config: ConfigDict) -> dict[str, ConfigDict]:
-    """Returns what a study compares, by name: 'base', which is `config`, and its variants.
+    """Returns the recipes of a study by name: 'base', which is `config`, and its variants.
 
     Raises:
-      UserError: names the variant, what is wrong with it and what is allowed.
+      UserError: a variant is invalid.
     """
     variants = config.get("study", {}).get("variants", {})
     if not isinstance(variants, ConfigDict):
-        allowed = "a name and the fields that differ, for each"
+        allowed = "for each variant, a name and the fields that differ"
         raise refused("config.study.variants", variants, allowed)
     named = {BASE: _without_variants(config)}
     fields.check(named[BASE])
@@ -30,11 +30,12 @@ def recipes(config: ConfigDict) -> dict[str, ConfigDict]:
         where = f"config.study.variants[{name!r}]"
         if name == BASE or not re.fullmatch(_VARIANT_NAME, name):
             raise UserError(
-                f"{where} is not allowed; allowed: other names than {BASE!r}, of letters, digits, "
-                "spaces and ,+=-_"
+                f"{where} is not allowed; allowed: any name except {BASE!r}, made of letters, "
+                "digits, spaces and ,+=-_"
             )
         if not isinstance(overrides, ConfigDict) or not len(overrides):
-            raise UserError(f"{where} is not allowed; allowed: the fields that differ, in groups")
+            allowed = "the fields that differ from the base, in their groups"
+            raise UserError(f"{where} is not allowed; allowed: {allowed}")
         try:
             named[name] = _overridden(named[BASE], flatten(overrides))
             fields.check(named[name])

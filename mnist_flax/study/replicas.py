@@ -1,4 +1,4 @@
-"""Replicas: runs that differ only in their seed, trained together as one program."""
+"""Trains replicas, runs that differ only in their seed, together as one program."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,20 +17,20 @@ from mnist_flax.step import StepMetrics, TrainState
 from mnist_flax.trainer import Trainer
 
 _AXIS = "replica"
-_MEMORY_SHARE = 0.9  # of a device's free memory, for the largest program
+_MEMORY_SHARE = 0.9  # the share of a device's free memory that the largest program may need
 
 
 class Replicas(Trainer):
     """Trains several seeds of a recipe together.
 
-    States, orders, metrics and logits have a leading axis, `[replicas, ...]`, which is spread over
-    as many devices as divide it; the others repeat the work. Each replica comes to what the run of
-    its seed comes to.
+    States, orders, metrics and logits have a leading axis, `[replicas, ...]`, which is split evenly
+    over as many groups of devices as possible; the devices of a group repeat each other's work.
+    Each replica gives the same result as a run with its seed.
 
     Args:
-      config: of the recipe.
-      dataset: what to train and to evaluate on.
-      num_replicas: how many are trained together.
+      config: the configuration of the recipe.
+      dataset: the data to train and to evaluate on.
+      num_replicas: how many replicas are trained together.
       placed: the data on the devices.
     """
 
@@ -46,7 +46,7 @@ class Replicas(Trainer):
         return self._creator(np.uint32(seeds))
 
     def evaluate_each(self, state: TrainState, split: str) -> list[Evaluation]:
-        """Returns the replicas' results on a split; none if there is no such split."""
+        """Returns each replica's results on a split; an empty list if there is no such split."""
         if split not in self._dataset.eval_splits:
             return []
         labels = self._dataset.eval_splits[split].labels
@@ -65,19 +65,19 @@ class Replicas(Trainer):
             mine = {split: of_split[index] for split, of_split in results.items() if of_split}
             steps = StepMetrics(*(values[:, index] for values in metrics))
             record = self.record(epoch, steps, mine, seconds / self.num_replicas)
-            del record["images_per_second"]  # of several replicas together, it would mislead
+            del record["images_per_second"]  # misleading for replicas that are trained together
             records.append(record)
         return records
 
     def memory(self) -> int:
-        """Waits for all programs; returns the bytes of a device's memory the largest one needs."""
+        """Waits for all programs; returns the bytes that the largest one needs on a device."""
         return max(program.memory() for program in (*self._steps.values(), self._predictor))
 
     def _lower(
         self, function: Callable, *args: Any, own: int = 1, batch_size: int = 1, **options: Any
     ) -> jax.stages.Lowered:
-        """Lowers a function of one run for all replicas; `own` of its arguments have their axis."""
-        del batch_size  # each batch stays on the devices of its replica
+        """Lowers a run's function for all replicas; its first `own` arguments have their axis."""
+        del batch_size  # a replica's batches stay on the devices of that replica
         groups = math.gcd(self.num_replicas, jax.device_count())
         mesh = Mesh(np.array(jax.devices()).reshape(groups, -1), (_AXIS, "copy"))
         has_axis = [index < own for index in range(len(args))]
@@ -100,11 +100,11 @@ class Replicas(Trainer):
 
 
 class Pool:
-    """The compiled programs of a study: one `Replicas` per recipe and number of replicas.
+    """Keeps the compiled programs of a study: one `Replicas` per recipe and number of replicas.
 
     Args:
-      recipes: by name.
-      dataset: of the study; one copy of it lies on the devices.
+      recipes: the recipes by name.
+      dataset: the data of the study; the devices hold a single copy of them.
       line: prints a line.
     """
 
@@ -116,7 +116,7 @@ class Pool:
         self._line = line
         self._placed: devices.Placed | None = None
         self._compiled: dict[tuple[str, int], Replicas] = {}
-        self._most: dict[str, int] = {}  # replicas of a recipe that fit in memory
+        self._most: dict[str, int] = {}  # how many replicas of a recipe fit in memory
 
     def get(self, name: str, number: int) -> Replicas:
         """Returns a trainer for as many of `number` replicas as fit in memory.
@@ -128,19 +128,19 @@ class Pool:
         while (name, number) not in self._compiled:
             room = _MEMORY_SHARE * memory.free()
             replicas = self._compile(name, number)
-            # Where compiling fails for lack of memory, half as many may fit.
+            # If compiling fails for lack of memory, half as many replicas may fit.
             needed = 2 * room if replicas is None else replicas.memory()
             if replicas is not None and (needed <= room or number == 1):
                 self._compiled[name, number] = replicas
             elif number == 1:
                 raise UserError(
-                    f"{name}: it does not fit in the memory of this device; allowed: a smaller "
+                    f"{name} does not fit in the memory of this device; allowed: a smaller "
                     "config.batch_size or narrower config.model.channels"
                 )
             else:
-                del replicas  # and the memory that it holds
+                del replicas  # frees the memory that it holds
                 number = self._most[name] = max(1, min(number - 1, int(number * room / needed)))
-                self._line(f"{name}: {number} replicas at a time fit in memory")
+                self._line(f"{name}: training {number} at a time; more do not fit in memory")
         return self._compiled[name, number]
 
     def _compile(self, name: str, number: int) -> Replicas | None:
@@ -162,7 +162,7 @@ def _vectorize(function: Callable[..., Any], has_axis: Sequence[bool]) -> Callab
 
 
 def _on_one(function: Callable[..., Any], has_axis: Sequence[bool]) -> Callable[..., Any]:
-    """Does the same over an axis of one: with `jax.vmap`, a CPU's convolutions are slower."""
+    """Does the same for an axis of size 1, because `jax.vmap` slows convolutions on a CPU."""
 
     def on_one(*args: Any) -> Any:
         own = (

@@ -1,4 +1,4 @@
-"""What a study keeps of each replica: its numbers as JSON, and its probabilities."""
+"""Stores the finished replicas of a study: their numbers as JSON, and their probabilities."""
 
 import dataclasses
 import io
@@ -15,7 +15,7 @@ from mnist_flax.errors import UserError
 from mnist_flax.runtime.files import write_whole
 
 _TRACKED = ".tracked"  # marks a replica that W&B has
-_UNFINISHED = ".unfinished"  # ends the name of a folder of checkpoints
+_UNFINISHED = ".unfinished"  # ends the name of a folder with checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,19 +23,19 @@ class Replica:
     """A variant trained from one seed.
 
     Attributes:
-      variant: its name.
-      seed: of its initialisation, shuffling and augmentation.
-      run_id: W&B's name for it.
+      variant: the name of the variant.
+      seed: the seed of its initialisation, shuffling and augmentation.
+      run_id: the identifier of its W&B run.
       data: the identity of the data.
       config: its whole configuration.
       records: one per epoch, as in metrics.jsonl; a number that is not finite is None.
-      results: by split, 'test' and perhaps 'validation': 'loss', 'accuracy' (0..1), 'num_errors',
-        means over the last `study.num_final_epochs` epochs.
-      train_seconds: of training alone; an equal share for replicas trained together.
-      compile_seconds: of its program, which replicas may share.
-      num_together: how many were trained together.
-      device: a line on what it was trained on.
-      versions: of Python and the libraries.
+      results: for 'test' and, if there is one, 'validation': 'loss', 'accuracy' (0..1) and
+        'num_errors', each a mean over the last `study.num_final_epochs` epochs.
+      train_seconds: the time spent on training only; an equal share if trained together.
+      compile_seconds: the time to compile its program, which replicas may share.
+      num_together: how many replicas were trained together.
+      device: a line that describes the devices it was trained on.
+      versions: the versions of Python and the libraries.
     """
 
     variant: str
@@ -53,12 +53,12 @@ class Replica:
 
     @property
     def is_finite(self) -> bool:
-        """Whether its loss is a number: False for a replica that diverged."""
+        """Whether its test loss is finite: False for a replica that diverged."""
         return self.results["test"]["loss"] is not None
 
     @property
     def num_errors(self) -> float:
-        """Number of test errors, a mean over the last epochs."""
+        """The number of test errors, averaged over the last epochs."""
         return self.results["test"]["num_errors"]
 
     def accuracy(self, split: str) -> float:
@@ -67,32 +67,32 @@ class Replica:
 
 
 class ReplicaStore:
-    """The folder of replicas: `VARIANT/SEED.json` and `.npz` of each one that is finished."""
+    """The folder of replicas, with `VARIANT/SEED.json` and `.npz` for each finished one."""
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
 
     def save(self, replica: Replica, probabilities: dict[str, np.ndarray]) -> None:
-        """Writes a replica, and its probabilities by split, `[n, classes]`.
+        """Writes a replica and its probabilities, `[n, classes]` for each split.
 
         Raises:
-          UserError: it cannot be written.
+          UserError: the files cannot be written.
         """
         path = self._path(replica.variant, replica.seed)
         content = json.dumps(finite(dataclasses.asdict(replica)), indent=1, allow_nan=False)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_suffix(_TRACKED).unlink(missing_ok=True)  # of one that was trained before
+            path.with_suffix(_TRACKED).unlink(missing_ok=True)  # may be left from an older replica
             arrays = {name: array.astype(np.float32) for name, array in probabilities.items()}
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **arrays)
             write_whole(path.with_suffix(".npz"), buffer.getvalue())
-            write_whole(path, content + "\n")  # last: from now on it is finished
+            write_whole(path, content + "\n")  # last, because this file marks it as finished
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
 
     def load(self, variant: str, seed: int) -> Replica | None:
-        """Reads a finished replica; None if there is none.
+        """Returns a finished replica; None if it is not finished.
 
         Raises:
           UserError: its file is damaged.
@@ -104,7 +104,7 @@ class ReplicaStore:
             return None
         except (OSError, ValueError, TypeError) as error:
             raise UserError(
-                f"{path} cannot be read: {error}; delete it to train it again"
+                f"{path} cannot be read: {error}; delete it to train that replica again"
             ) from None
         return replica
 
@@ -118,34 +118,34 @@ class ReplicaStore:
         try:
             with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
                 return arrays[split]
-        except Exception as error:  # of the system, of zip or of NumPy's format
+        except Exception as error:  # damaged files raise errors of the system, zip or NumPy
             raise UserError(
                 f"{path.with_suffix('.npz')} cannot be read: {error}; delete {path} "
-                "to train it again"
+                "to train that replica again"
             ) from None
 
     def unfinished(self, variant: str, seeds: Sequence[int], identity: str) -> pathlib.Path:
-        """Returns the folder for checkpoints of replicas under way.
+        """Returns the folder for the checkpoints of unfinished replicas.
 
         Args:
-          variant: its name.
-          seeds: of the replicas.
-          identity: tells them from those of another recipe of the same name, or of other data.
+          variant: the name of the variant.
+          seeds: the seeds of the replicas that are trained together.
+          identity: tells them from replicas of another recipe with that name, or of other data.
         """
         return self._folder / variant / f"{seeds[0]}-{seeds[-1]}.{identity}{_UNFINISHED}"
 
     def discard(self, variant: str, seeds: Sequence[int]) -> None:
-        """Removes all checkpoints of replicas that are finished."""
+        """Removes all checkpoints of finished replicas."""
         for folder in (self._folder / variant).glob(f"*{_UNFINISHED}"):
             if int(folder.name.partition("-")[0]) in seeds:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def is_tracked(self, replica: Replica) -> bool:
-        """Whether W&B has it."""
+        """Whether W&B has the replica."""
         return self._path(replica.variant, replica.seed).with_suffix(_TRACKED).exists()
 
     def set_tracked(self, replica: Replica) -> None:
-        """Notes that W&B has it."""
+        """Notes that W&B has the replica."""
         self._path(replica.variant, replica.seed).with_suffix(_TRACKED).touch()
 
     def _path(self, variant: str, seed: int) -> pathlib.Path:
@@ -153,7 +153,7 @@ class ReplicaStore:
 
 
 def finite(value: Any) -> Any:
-    """Returns the same, with None for numbers that JSON does not have."""
+    """Returns `value` with None in place of infinities and NaN, which JSON does not have."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

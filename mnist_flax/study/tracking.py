@@ -1,4 +1,4 @@
-"""A study in Weights & Biases: a group, and a run for each finished replica."""
+"""Logs a study to Weights & Biases: a group with a run for each finished replica."""
 
 from collections.abc import Callable
 
@@ -9,18 +9,18 @@ from mnist_flax.report.tracking import Tracker
 from mnist_flax.runtime.background import Background, lower_priority
 from mnist_flax.study.store import Replica, ReplicaStore
 
-_SIGNAL_SECONDS = 1  # between looks for signals while W&B is waited for
-_ABORT_SECONDS = 5  # for W&B, when a study is aborted
+_SIGNAL_SECONDS = 1  # how often to check for signals while waiting for W&B
+_ABORT_SECONDS = 5  # how long to wait for W&B when a study is aborted
 
 
 class StudyTracking:
-    """Sends finished replicas to W&B in the background; the first failure ends that.
+    """Sends finished replicas to W&B in the background, until the first failure.
 
     Args:
-      folder: of the study.
+      folder: the folder of the study.
       store: notes which replicas W&B has.
-      config_of: returns the configuration of a replica's run.
-      is_sample: whether the data are the sample.
+      config_of: returns the configuration of a replica, given its variant and seed.
+      is_sample: whether the data are the bundled sample.
       line: prints a line.
     """
 
@@ -37,28 +37,28 @@ class StudyTracking:
         self._config_of = config_of
         self._tags = ["sample"] if is_sample else []
         self._line = line
-        self._said: set[str] = set()  # what W&B says of one run, it says of each
+        self._said: set[str] = set()  # W&B would repeat its messages for every run
         self._track = True
         self._is_offline = False
         self._background = Background("W&B stopped", line)
         self._background.submit(lower_priority)
 
     def send(self, replica: Replica) -> None:
-        """Gives a replica to W&B, unless it has it."""
+        """Sends a replica to W&B, unless W&B already has it."""
         self._background.submit(self._send, replica)
 
     def finish(self, check: Callable[[], None]) -> None:
-        """Waits for W&B; `check` is called every second and may raise."""
+        """Waits for W&B, calling `check` every second; `check` may raise."""
         if not self._background.close(_SIGNAL_SECONDS):
             self._line("Waiting for W&B")
         while not self._background.close(_SIGNAL_SECONDS):
             check()
         if self._is_offline:
             command = f"wandb sync {self._folder}/wandb/offline-*"
-            self._line(f"W&B runs kept offline; upload them: {command}")
+            self._line(f"W&B runs are kept offline; to upload them: {command}")
 
     def abort(self) -> None:
-        """Gives up what W&B does not have within a few seconds."""
+        """Gives W&B a few seconds for what it does not have yet, then gives up."""
         self._track = False
         if not self._background.close(_ABORT_SECONDS):
             give_up()
@@ -89,7 +89,7 @@ class StudyTracking:
             self._store.set_tracked(replica)
             self._is_offline |= bool(tracker.offline_folder)
         else:
-            self._track = False  # it would fail, and wait, for each of the others too
+            self._track = False  # the other replicas would wait and fail in the same way
 
     def _say(self, text: str) -> None:
         """Prints a line unless it was printed before."""

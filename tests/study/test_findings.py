@@ -72,16 +72,16 @@ def test_words_follow_the_numbers(study):
     # The geometric means of errors + 0.5 are 100.466, 120.857, 100.169 and 90.652.
     assert by_name["worse"].startswith(
         "worse: worse than the base (n = 5): 1.20 times the base's errors (1.14 to 1.27), "
-        "-2.039 points, p < 0.001"
+        "-2.039 points of accuracy, p < 0.001"
     )
     assert "found four times" not in by_name["worse"]
     assert by_name["as good"] == (
         "as good: no difference found (n = 5): 1.00 times the base's errors (0.91 to 1.09), "
-        "+0.030 points, p = 0.999; a difference of 13 errors or more would have been found four "
-        "times in five"
+        "+0.030 points of accuracy, p = 0.999; a difference of 13 errors or more would have been "
+        "found four times in five"
     )
     assert by_name["better"].startswith("better: better than the base (n = 5): 0.90 times the ")
-    assert by_name["better"].endswith(", +0.981 points, p = 0.004")
+    assert by_name["better"].endswith(", +0.981 points of accuracy, p = 0.004")
     for line in words:
         assert f"- {line}\n" in text
 
@@ -125,7 +125,7 @@ def test_no_difference_is_never_claimed_where_results_do_not_overlap(study):
     (line,) = [line for line in words if line.startswith("worse")]
     assert content["recipes"][1]["comparison_with_base"]["p"] > 0.05
     assert line.startswith(
-        "worse: undecided, although every replica is worse than any of the base (n = 3): 1.91 times"
+        "worse: undecided, although every replica is worse than all of the base's (n = 3): 1.91 "
     )
     assert re.search(r"; a difference of \d+ errors or more would have been found", line)
 
@@ -134,7 +134,7 @@ def test_too_few_replicas_say_so(study):
     words, text, _ = study(replicas_of({"base": [10, 400], "worse": [700, 20]}))
     (line,) = [line for line in words if line.startswith("worse")]
     assert line.startswith("worse: no difference found (n = 2): ")
-    assert line.endswith("; so few replicas could not have shown any difference reliably")
+    assert line.endswith("; with so few replicas, no difference could have been found reliably")
     # Accuracy cannot fall below 0, however wide the ratio's interval is.
     low = float(re.search(r"\((.+) to", cells(text, "worse")[5])[1])
     assert low == pytest.approx(-100 + 100 * (10.5 * 400.5) ** 0.5 / 1_000, abs=1e-3)
@@ -142,11 +142,11 @@ def test_too_few_replicas_say_so(study):
 
 def test_the_text_describes_the_method(study):
     _, text, _ = study(replicas_of(ERRORS))
-    assert "1,000 training images were set aside for decisions" in text
-    assert "read the test set once" in text
+    assert "1,000 training images were set aside for validation" in text
+    assert "was evaluated on the test set once" in text
     assert "Dunnett's test (1955)" in text and "on the logarithms" in text
     assert "hold for all 3 comparisons together" in text and "the chance of" in text
-    assert "seed are not paired" in text
+    assert "seed are not paired" in text and "1 at a time" in text
     assert "fixed beforehand" in text and "replicas are finished" not in text
     _, text, _ = study(replicas_of(ERRORS), validation=None)
     assert "No images were set aside" in text and "validation accuracy" not in text
@@ -171,11 +171,11 @@ def test_without_the_base_nothing_is_compared(study):
 
 def test_one_seed_or_no_spread_is_not_tested(study):
     words, text, _ = study([create("base", 0, 100), create("worse", 0, 120)])
-    assert "worse: not tested (one seed): -2.000 points" in words
+    assert "worse: not tested (one seed): -2.000 points of accuracy" in words
     assert cells(text, "worse")[3:7] == ["88.000", "120.0", "-2.000", "not tested"]
     assert "Dunnett" not in text
     words, _, content = study(replicas_of({"base": [100, 100], "worse": [120, 120]}))
-    assert "worse: not tested (no spread): -2.000 points" in words
+    assert "worse: not tested (no spread): -2.000 points of accuracy" in words
     assert content["recipes"][1]["comparison_with_base"]["p"] is None
 
 
@@ -223,5 +223,5 @@ def test_ensembles_of_the_replicas(study):
     assert set(drawn[0]["num_errors"]) == {10}
     assert set(drawn[1]["num_errors"]) == set(drawn[2]["num_errors"]) == {0}
     assert "| 3 | 10, all | 100.000 | 100.00 to 100.00 |" in text
-    assert "base: ensembles of 3: 0.0 test errors on average" in words
+    assert "base: ensembles of 3 networks make 0.0 test errors on average" in words
     assert (study.path / "figures" / "ensemble.png").stat().st_size > 10_000

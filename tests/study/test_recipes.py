@@ -39,9 +39,9 @@ def test_recipes_of_a_study():
         ("a", {"dataset": {"name": "kmnist"}}, "allowed: the same in all variants"),
         ("a", {}, "allowed: the fields that differ"),
         ("a", 3, "allowed: the fields that differ"),
-        ("base", {"num_epochs": 3}, "allowed: other names"),
-        ("a/b", {"num_epochs": 3}, "allowed: other names"),
-        ("", {"num_epochs": 3}, "allowed: other names"),
+        ("base", {"num_epochs": 3}, "allowed: any name except 'base'"),
+        ("a/b", {"num_epochs": 3}, "allowed: any name except 'base'"),
+        ("", {"num_epochs": 3}, "allowed: any name except 'base'"),
     ],
 )
 def test_bad_variants_are_refused_by_name(name, overrides, says):

@@ -157,7 +157,7 @@ class TestPool:
         replicas = pool.get("base", 8)
         expected = 1 if fails else 3
         assert replicas.num_replicas == expected
-        assert lines[-1] == f"base: {expected} replicas at a time fit in memory"
+        assert lines[-1] == f"base: training {expected} at a time; more do not fit in memory"
         said = len(lines)
         # The answer is kept; only for a smaller number is another program compiled, silently.
         assert pool.get("base", 8) is replicas
@@ -169,7 +169,7 @@ class TestPool:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
         monkeypatch.setattr(Replicas, "compile", compile_)
-        with pytest.raises(UserError, match="base: it does not fit in the memory of"):
+        with pytest.raises(UserError, match="base does not fit in the memory of"):
             pool.get("base", 2)
 
     def test_other_errors_of_the_compiler_are_not_hidden(self, pool, monkeypatch):

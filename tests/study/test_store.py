@@ -58,7 +58,9 @@ def test_a_damaged_file_is_reported(store, tmp_path, damage):
     store.save(create(), PROBABILITIES)
     path = tmp_path / "replicas" / "layer norm" / "3.json"
     path.write_bytes(damage.encode("latin-1"))
-    with pytest.raises(UserError, match=r"3\.json cannot be read: .*; delete it to train it again"):
+    with pytest.raises(
+        UserError, match=r"3\.json cannot be read: .*; delete it to train that replica again"
+    ):
         store.load("layer norm", 3)
 
 
@@ -68,7 +70,7 @@ def test_damaged_probabilities_are_reported(store, tmp_path, damage):
     path = tmp_path / "replicas" / "layer norm" / "3.npz"
     path.write_bytes(damage) if damage is not None else path.unlink()
     with pytest.raises(
-        UserError, match=r"3\.npz cannot be read: .*delete .*3\.json to train it again"
+        UserError, match=r"3\.npz cannot be read: .*delete .*3\.json to train that replica again"
     ):
         store.probabilities(create(), "test")
 

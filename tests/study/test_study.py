@@ -348,7 +348,7 @@ class TestInThisProcess:
         monkeypatch.setattr(memory, "free", lambda: 150)
         run()
         output = capsys.readouterr().out
-        assert output.count("base: 1 replicas at a time fit in memory") == 1
+        assert output.count("base: training 1 at a time; more do not fit in memory") == 1
         together = {seed: replica["num_together"] for (_, seed), replica in load(path).items()}
         assert together == {42: 1, 43: 1}
 
@@ -393,7 +393,7 @@ class TestInThisProcess:
                 "",
                 "seed",
                 2**32 - 1,
-                "config.study.num_seeds=2 is not allowed; allowed: seeds below",
+                "config.study.num_seeds=2 is not allowed; allowed: at most 1, because seeds must",
             ),
         ],
     )
