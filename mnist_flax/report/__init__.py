@@ -1,4 +1,4 @@
-"""What a person sees of a run: progress in the terminal, pictures, and Weights & Biases.
+"""Shows a run to people: progress in the terminal, figures, the report page, and W&B.
 
-Everything here takes NumPy arrays and plain numbers and knows no JAX.
+Everything here takes NumPy arrays and plain numbers; nothing imports JAX.
 """

@@ -1,4 +1,4 @@
-"""The pictures of a run, as matplotlib figures; every title says which data they show."""
+"""Draws the figures of a run with matplotlib; every title names the data."""
 
 import io
 import textwrap
@@ -14,7 +14,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 DPI = 130
-MAX_DIGITS = 1_000  # of one figure: 20 x 50, 10,000 pixels high; W&B's table has them all
+MAX_DIGITS = 1_000  # per figure: 20 x 50, 10,000 pixels high; W&B's table holds all digits
 
 INK = "#222222"
 _RIGHT = "#1a9850"
@@ -37,10 +37,10 @@ def augmentation_sheet(original: np.ndarray, augmented: np.ndarray, title: str) 
     Args:
       original: `[height, width, 1]`, 0..255.
       augmented: `[n, height, width, 1]`, 0..255.
-      title: names the data.
+      title: the title of the figure; it names the data.
     """
     images = np.concatenate([original[None], augmented])[..., 0]
-    columns, gap = 10, 2  # pixels of the images
+    columns, gap = 10, 2  # the gap in pixels of the images
     rows = -(-len(images) // columns)
     height, width = images.shape[1] + gap, images.shape[2] + gap
     sheet = np.full((rows * height + gap, columns * width + gap), 255.0)
@@ -68,12 +68,12 @@ def digits_with_bars(
     """Draws digits above the bars of their class probabilities, in a grid.
 
     Args:
-      images: `[n, height, width, 1]`, 0..255. Of more than `MAX_DIGITS`, the first are drawn, and
-        the title says so. Without any, the figure says "none".
+      images: `[n, height, width, 1]`, 0..255. If there are more than `MAX_DIGITS`, only the first
+        are drawn, and the title says so. If there are none, the figure says "none".
       labels: int `[n]`; None if the true classes are not known.
       probabilities: `[n, classes]`, 0..1.
-      class_names: the classes' names.
-      title: what is shown, and of which data.
+      class_names: the names of the classes.
+      title: says what is shown, and names the data.
     """
     total, green = len(images), "predicted class" if labels is None else "true class"
     labels = probabilities.argmax(1) if labels is None else labels
@@ -84,7 +84,7 @@ def digits_with_bars(
         title += f" (the first {MAX_DIGITS:,} of {total:,})"
     columns = min(len(images), 10 if len(images) <= 100 else 20)
     rows = -(-len(images) // columns)
-    zoom = max(1, min(2.4, 5 / columns))  # a few digits are drawn larger
+    zoom = max(1, min(2.4, 5 / columns))  # enlarges the digits if there are only a few
     figure, ax = _grid(rows, columns, zoom, title, class_names, green)
     for cell, image in enumerate(images):
         left, top = cell % columns, (cell // columns) * _CELL_HEIGHT
@@ -111,14 +111,15 @@ def curves(
     """Draws loss and accuracy over the epochs.
 
     Args:
-      steps_per_epoch: to place steps on the axis of epochs.
-      step_losses: of training, `[steps]`.
-      step_accuracies: of training, 0..1, `[steps]`.
+      steps_per_epoch: places the steps on the axis of epochs.
+      step_losses: the training loss of each step, `[steps]`.
+      step_accuracies: the training accuracy of each step, 0..1, `[steps]`.
       records: the lines of metrics.jsonl.
-      title: names the data.
+      title: the title of the figure; it names the data.
     """
     figure = create_figure(11, 4.7)
-    # Thousands of steps would be a cloud; 30 points per epoch, the original's steps, are a line.
+    # Thousands of steps would look like a cloud. 30 points per epoch, as many as the original has
+    # steps, look like a line.
     group = -(-steps_per_epoch // 30)
     step_axis, step_losses, step_accuracies = (
         values[: len(values) // group * group].reshape(-1, group).mean(axis=1)
@@ -132,12 +133,12 @@ def curves(
         ax.plot(step_axis / steps_per_epoch, step_values * factor, **_FAINT)
         lowest = _draw_epochs(ax, epochs, records, name, factor)
         if name == "accuracy":
-            # The climb from 10 % in the first steps would flatten all that follows.
+            # The climb from 10 % in the first steps would flatten everything after it.
             ax.set_ylim(max(0, lowest - 0.15 * (100 - lowest)), 100 + 0.05 * (100 - lowest))
         ax.set(xlabel="epoch", ylabel=f"{name}, {unit}", xlim=(0, 1.03 * max(epochs)))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
-        # Above the axes, where it covers nothing.
+        # The legend goes above the axes, where it covers nothing.
         place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": len(_SPLITS)}
         ax.legend(**place, frameon=False, fontsize=9, columnspacing=1.2)
     faint = "each training step" if group == 1 else f"means of {group} training steps"
@@ -146,12 +147,12 @@ def curves(
 
 
 def confusion(matrix: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
-    """Draws a confusion matrix, errors coloured by their number, the diagonal grey.
+    """Draws a confusion matrix: errors are coloured by their number, the diagonal is grey.
 
     Args:
-      matrix: int `[classes, classes]`, rows are true classes.
-      class_names: the classes' names.
-      title: names the data.
+      matrix: int `[classes, classes]`; the rows are the true classes.
+      class_names: the names of the classes.
+      title: the title of the figure; it names the data.
     """
     figure = create_figure(8, 7.4)
     ax = figure.subplots()
@@ -188,7 +189,7 @@ def _draw_epochs(
     name: str,
     factor: int,
 ) -> float:
-    """Draws a metric of each split, times `factor`; returns the lowest value."""
+    """Draws a metric of each split, multiplied by `factor`; returns the lowest value drawn."""
     lowest = float("inf")
     for split, color in _SPLITS.items():
         if f"{split}/{name}" in records[0]:
@@ -199,12 +200,12 @@ def _draw_epochs(
     return lowest
 
 
-_CELL_HEIGHT = 1.62  # of a digit, its header, bars and class digits; the width is 1
+_CELL_HEIGHT = 1.62  # holds a header, a digit, its bars and the class digits; the width is 1
 _BAR_TOP, _BAR_BOTTOM = 1.02, 1.4
 
 
 def create_figure(width: float, height: float) -> Figure:
-    """Returns an empty figure with a margin, given its size in inches."""
+    """Returns an empty figure of the given size in inches, with a margin."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     return figure
@@ -224,7 +225,7 @@ def _empty(title: str) -> Figure:
 def _grid(
     rows: int, columns: int, zoom: float, title: str, class_names: Sequence[str], green: str
 ) -> tuple[Figure, Axes]:
-    """Returns a figure of cells `1.1 * zoom` inches wide below a title and a legend."""
+    """Returns a figure for cells `1.1 * zoom` inches wide, below a title and a legend."""
     handles = [
         Patch(color=_RIGHT, label=green),
         *([Patch(color=_WRONG, label="wrongly predicted")] if green == "true class" else []),
@@ -235,7 +236,7 @@ def _grid(
     has_names = [str(label) for label in range(len(class_names))] != list(class_names)
     width, height = max(1.1 * zoom * columns + 0.2, 4.2), 1.1 * zoom * _CELL_HEIGHT * rows
     is_narrow = width < 7
-    # A line is as long as the figure is wide, in letters of about half their height.
+    # Wrap lines at the width of the figure; a letter is about half as wide as it is high.
     title = textwrap.fill(title, int(10.5 * width))
     names = textwrap.fill(names, int(15 * width)) if has_names else ""
     title_top = 0.12
@@ -284,7 +285,7 @@ def _draw_headers(
 def _draw_bars(
     ax: Axes, labels: np.ndarray, probabilities: np.ndarray, columns: int, zoom: float
 ) -> None:
-    """Draws all bars as one collection and each class's digits as one scatter, which is fast."""
+    """Draws all bars as one collection, and each class's digits as one scatter plot, for speed."""
     count, num_classes = probabilities.shape
     cells = np.arange(count)
     width = 0.88 / num_classes

@@ -1,6 +1,6 @@
-"""What W&B shows besides numbers: pictures, tables, pages and models.
+"""Converts what W&B shows besides numbers: pictures, tables, pages and models.
 
-It is made on the thread of the tracker, where importing W&B holds up nobody.
+These functions run on the tracker's thread, so importing W&B delays nothing else.
 """
 
 import io
@@ -15,12 +15,12 @@ import numpy as np
 
 
 def has_failed(value: float | Future[bytes]) -> bool:
-    """Waits for a value that is a picture; whether it could not be drawn."""
+    """Waits for `value` if it is a picture, and returns whether drawing it failed."""
     return isinstance(value, Future) and value.exception() is not None
 
 
 def value(value: float | Future[bytes]) -> Any:
-    """Returns a number as it is, and the bytes of a PNG as a picture."""
+    """Returns a number unchanged, and the bytes of a PNG as a W&B image."""
     if not isinstance(value, Future):
         return value
     import wandb
@@ -32,7 +32,7 @@ def value(value: float | Future[bytes]) -> Any:
 def misclassified(
     images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
 ) -> Any:
-    """Returns a table of digits; see `Tracker.log_misclassified`."""
+    """Returns a W&B table of digits; see `Tracker.log_misclassified`."""
     import wandb
 
     rows = [
@@ -49,14 +49,14 @@ def misclassified(
 
 
 def page(path: pathlib.Path) -> Any:
-    """Returns an HTML file."""
+    """Returns an HTML file as a W&B page."""
     import wandb
 
     return wandb.Html(path.read_text("utf-8"), inject=False)
 
 
 def copy_model(workdir: pathlib.Path, epoch: int) -> pathlib.Path:
-    """Copies a checkpoint, which may soon be deleted, to a folder that `predict.load` takes."""
+    """Copies a checkpoint, which may soon be deleted, to a folder that `predict.load` can read."""
     copy = pathlib.Path(tempfile.mkdtemp(prefix="mnist_flax-model-"))
     for file in ("config.json", "dataset.json"):
         shutil.copy(workdir / file, copy)
@@ -66,9 +66,9 @@ def copy_model(workdir: pathlib.Path, epoch: int) -> pathlib.Path:
 
 
 def model(name: str, folder: pathlib.Path, epoch: int) -> Any:
-    """Returns an artifact with all files of a folder."""
+    """Returns a W&B artifact with all files of a folder."""
     import wandb
 
     artifact = wandb.Artifact(name, "model", metadata={"epoch": epoch})
-    artifact.add_dir(str(folder))  # which copies them
+    artifact.add_dir(str(folder))  # copies the files
     return artifact

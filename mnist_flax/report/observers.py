@@ -1,4 +1,4 @@
-"""Who watches a run, all with the same four verbs: pictures, page, Weights & Biases, console."""
+"""The observers of a run, all with the same four methods: pictures, page, W&B and console."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,35 +15,35 @@ from mnist_flax.runtime.background import IMPORTING, Background, lower_priority
 from mnist_flax.runtime.files import write_whole
 
 _NUM_SHOWN = 20  # test digits in predictions.png
-_ABORT_SECONDS = 5  # for drawings, and for W&B, when a run is aborted
+_ABORT_SECONDS = 5  # how long to wait for drawings, and for W&B, when a run is aborted
 
-# The finished epochs of a run, `run.history.History`; report does not import run.
+# The finished epochs of a run: a `run.history.History`, but `report` may not import `run`.
 History = Any
 
 
 class Observer:
-    """Watches a run. Every verb is optional; none may take long, except `finish` and `abort`."""
+    """Watches a run. Every method is optional; only `finish` and `abort` may take long."""
 
     def start(self, history: History) -> None:
-        """The run starts, or resumes after the epochs of `history`."""
+        """Called when the run starts, or resumes after the epochs of `history`."""
 
     def epoch(self, history: History, test: Evaluation) -> None:
-        """The last epoch of `history` is on the disk; `test` holds its results."""
+        """Called when the last epoch of `history` is on disk; `test` holds its results."""
 
     def finish(
         self, history: History, test: Evaluation, summary: dict[str, Any], variables: Any
     ) -> None:
-        """The run is finished; waits for what is left to do.
+        """Called when the run is finished; waits until everything is done.
 
         Args:
-          history: of all epochs.
-          test: the results of the last.
-          summary: as summary.json has it.
-          variables: what the network was evaluated with, as NumPy arrays.
+          history: all epochs.
+          test: the results of the last epoch.
+          summary: the contents of summary.json.
+          variables: the evaluated parameters and statistics, as NumPy arrays.
         """
 
     def abort(self) -> None:
-        """The run did not reach its end; its finished epochs stay."""
+        """Called when the run stops before its end; its finished epochs are kept."""
 
 
 @dataclasses.dataclass
@@ -51,12 +51,12 @@ class Pictures(Observer):
     """Draws in the background.
 
     Attributes:
-      folder: of the PNG files.
-      dataset: which data the titles name, and the test images.
-      steps_per_epoch: to place steps on the axis of epochs.
-      create_examples: returns an image and augmentations of it; None draws no augmentation.png.
+      folder: the folder of the PNG files.
+      dataset: the data that the titles name, and the test images.
+      steps_per_epoch: places the steps on the axis of epochs.
+      create_examples: returns an image and augmentations of it; None: draw no augmentation.png.
       warn: prints a line.
-      drawn: the newest picture of each kind, as the future bytes of a PNG.
+      drawn: for each kind of picture, the future bytes of the newest PNG.
     """
 
     folder: Any
@@ -92,7 +92,7 @@ class Pictures(Observer):
 
     def _draw(self, name: str, create: Callable[..., Any], *args: Any) -> None:
         def draw() -> bytes:
-            # Imported in the background: the first step need not wait for matplotlib.
+            # Imported in the background, so that the first step does not wait for matplotlib.
             with IMPORTING:
                 from mnist_flax.report import figures
 
@@ -136,13 +136,13 @@ class Page(Observer):
     """Writes report.html at the end.
 
     Attributes:
-      path: of the file.
-      dataset: what the run was trained and tested on.
-      steps_per_epoch: of the run.
-      config: by field, as in 'model.norm'.
-      default: the default recipe, likewise; empty if it is not there.
-      create_examples: as of `Pictures`.
-      command: repeats the run; empty if Python code started it.
+      path: the path of the file.
+      dataset: the data that the run was trained and tested on.
+      steps_per_epoch: the number of steps per epoch.
+      config: the configuration by field name, such as 'model.norm'.
+      default: the default recipe in the same form; empty if it is missing.
+      create_examples: as in `Pictures`.
+      command: the command that repeats the run; empty if Python code started it.
       warn: prints a line.
     """
 
@@ -158,7 +158,7 @@ class Page(Observer):
     def finish(
         self, history: History, test: Evaluation, summary: dict[str, Any], variables: Any
     ) -> None:
-        # A thread of its own, so that an error is a line and not the end of the run.
+        # Runs on its own thread, so that an error becomes a warning and does not end the run.
         background = Background(f"writing {self.path.name} failed", self.warn)
         background.submit(self._write, history, test, summary, variables)
         background.close()
@@ -183,15 +183,15 @@ class Page(Observer):
 
 @dataclasses.dataclass
 class WandB(Observer):
-    """Logs to Weights & Biases, steps in order.
+    """Logs to Weights & Biases, with the steps in order.
 
     Attributes:
-      tracker: of the run.
-      dataset: for the table of misclassified digits.
-      steps_per_epoch: of the run.
-      pictures: logged as they are drawn.
-      page: logged at the end.
-      models: the checkpoints to log, 'none', 'best' or 'all'.
+      tracker: logs to the W&B run.
+      dataset: holds the images for the table of misclassified digits.
+      steps_per_epoch: the number of steps per epoch.
+      pictures: the pictures to log when they are drawn.
+      page: the page to log at the end.
+      models: the checkpoints to log: 'none', 'best' or 'all'.
       line: prints a line.
     """
 
@@ -210,7 +210,7 @@ class WandB(Observer):
             self._log_pictures(0, ["augmentation"])
 
     def epoch(self, history: History, test: Evaluation) -> None:
-        self._log_epoch(history, history.epoch)  # first: numbers do not depend on a drawing
+        self._log_epoch(history, history.epoch)  # first, so that it does not wait for drawings
         self._log_pictures(history.records[-1]["step"], ["predictions"])
         if self.models == "all":
             self._log_model(history, history.epoch)
@@ -236,14 +236,14 @@ class WandB(Observer):
     def _finish(self, summary: dict[str, Any], **options: Any) -> None:
         self.tracker.finish(summary, **options)
         if folder := self.tracker.offline_folder:
-            self.line(f"W&B run kept offline; upload it: wandb sync {folder}")
+            self.line(f"W&B: the run is kept offline; to upload it: wandb sync {folder}")
 
     def _log_epoch(self, history: History, epoch: int) -> None:
         record = history.records[epoch - 1]
         steps = slice((epoch - 1) * self.steps_per_epoch, epoch * self.steps_per_epoch)
         first = steps.start + 1
         self.tracker.log_steps(first, history.losses[steps], history.accuracies[steps])
-        # The steps' own train/loss and train/accuracy stand beside the epoch's means.
+        # Each step already logs train/loss and train/accuracy, so the epoch's means are renamed.
         renamed = {k.replace("train/", "train/epoch_"): v for k, v in record.items() if k != "step"}
         self.tracker.log(record["step"], renamed)
 
@@ -258,13 +258,13 @@ class WandB(Observer):
 
 @dataclasses.dataclass
 class Console(Observer):
-    """Prints a line per epoch, and what came of the run.
+    """Prints a line per epoch, and the result of the run.
 
     Attributes:
-      progress: the lines and the bar.
-      num_epochs: of the whole run.
-      title: of the data.
-      path: of the workdir.
+      progress: shows the lines and the bar.
+      num_epochs: the number of epochs in the whole run.
+      title: the title of the data.
+      path: the path of the workdir.
       is_finished: whether the run was finished before.
     """
 
@@ -276,7 +276,7 @@ class Console(Observer):
 
     def start(self, history: History) -> None:
         if self.is_finished:
-            self.progress.line("This run is finished; its pictures are drawn again")
+            self.progress.line("This run is already finished; drawing its figures again")
         elif history.epoch:
             self.progress.line(f"Resuming after epoch {history.epoch} of {self.num_epochs}")
 

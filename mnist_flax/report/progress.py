@@ -1,4 +1,4 @@
-"""The progress of a run: a bar on a terminal, plain lines elsewhere."""
+"""Shows the progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 import datetime
 import sys
@@ -6,11 +6,11 @@ import time
 
 from tqdm import tqdm
 
-_PLAIN_SECONDS = 60  # between lines within an epoch where there is no terminal
+_PLAIN_SECONDS = 60  # between the lines of an epoch if there is no terminal
 
 
 class Display:
-    """A bar over images on a terminal, and lines; nothing at all if it is quiet."""
+    """Shows a bar that counts images, if there is a terminal, and lines; nothing if `quiet`."""
 
     def __init__(self, num_images: int, quiet: bool = False):
         self._quiet = quiet
@@ -39,7 +39,7 @@ class Display:
         self._bar.close()
 
     def show(self, share: str, images: int, loss: float | None, accuracy: float | None) -> None:
-        """Shows how many of all images are done; without a terminal, one line a minute at most."""
+        """Shows how many images are done in all; without a terminal, at most one line a minute."""
         values = "" if loss is None else f"loss {loss:.4f}, accuracy {accuracy:.2%}"
         if not self._bar.disable:
             self._bar.set_description(share, refresh=False)
@@ -53,9 +53,9 @@ class Display:
 class Progress(Display):
     """Shows a run of `num_epochs` epochs of `num_images` images.
 
-    On a terminal: one bar over all images, with the epoch, its share done, loss, accuracy, images
-    per second and time left. Elsewhere: complete lines, one per epoch and one a minute within.
-    Nothing if it is `quiet`.
+    On a terminal, it shows one bar over all images, with the epoch and how much of it is done, the
+    loss, the accuracy, images per second and the time left. Elsewhere, it prints complete lines:
+    one per epoch, and at most one a minute in between. It shows nothing if `quiet`.
     """
 
     def __init__(self, num_epochs: int, num_images: int, quiet: bool = False):
@@ -68,12 +68,12 @@ class Progress(Display):
     def start_epoch(self, epoch: int) -> None:
         """Starts an epoch, counted from 1."""
         if self._epoch == 0:
-            # What came before, compiling above all, does not count in the rate.
+            # The rate must not include what came before, which is mostly compilation.
             self._started = time.monotonic()
             self._epochs_before = epoch - 1
             if not self._bar.disable:
                 self._bar.reset()
-                # Nor does what an earlier process trained on.
+                # Nor must it include the epochs that an earlier process trained.
                 self._bar.n = self._bar.initial = self._bar.last_print_n = (
                     self._epochs_before * self._num_images
                 )
@@ -86,13 +86,13 @@ class Progress(Display):
         self.show(share, (self._epoch - 1) * self._num_images + images, loss, accuracy)
 
     def finish_epoch(self, record: dict[str, float]) -> None:
-        """Prints the line of an epoch, from its record in metrics.jsonl."""
+        """Prints a line on an epoch, given its record in metrics.jsonl."""
         splits = [split for split in ("train", "validation", "test") if f"{split}/loss" in record]
         results = "  ".join(
             f"{split} loss {record[f'{split}/loss']:.4f} accuracy {record[f'{split}/accuracy']:.2%}"
             for split in splits
         )
-        # From the clock, so that evaluation counts.
+        # Use the clock rather than the record, so that evaluation counts too.
         elapsed = time.monotonic() - self._started
         timed = record["epoch"] - self._epochs_before
         left = (self._num_epochs - record["epoch"]) * elapsed / timed

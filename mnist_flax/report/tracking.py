@@ -1,4 +1,4 @@
-"""Weights & Biases, beside the run: whatever happens to it, training continues."""
+"""Logs a run to Weights & Biases; whatever happens to W&B, training continues."""
 
 import os
 import pathlib
@@ -14,23 +14,23 @@ from mnist_flax.data import Dataset
 from mnist_flax.report import media, service
 from mnist_flax.runtime.background import Background, lower_priority
 
-_FINISH_SECONDS = 120  # for the rest of the upload, at the end
+_FINISH_SECONDS = 120  # how long to wait for the rest of the upload, at the end
 
 
 class Tracker:
-    """One W&B run, logged from a thread of its own; only `finish` ever waits for it.
+    """Logs one W&B run from its own thread; only `finish` ever waits for W&B.
 
-    The first failure is reported and ends the tracking. With mode 'disabled', the package is not
-    even imported.
+    The first failure is reported and ends the tracking. With mode 'disabled', W&B is not even
+    imported.
 
     Attributes:
-      offline_folder: of a finished run that waits to be uploaded; else empty.
+      offline_folder: the folder of a finished run that has yet to be uploaded; otherwise empty.
 
     Args:
       config: the whole configuration, with the group `wandb`.
-      workdir: where the run's files go, in a folder `wandb`.
-      run_id: of the run; W&B resumes one that it knows.
-      name: of the run.
+      workdir: the folder for W&B's files; they go into `wandb` in it.
+      run_id: the identifier of the run; W&B resumes a run that it knows.
+      name: the name of the run.
       extra_config: added to the configuration that W&B shows.
       extra_tags: added to `config.wandb.tags`.
       say: prints a line.
@@ -48,7 +48,7 @@ class Tracker:
     ):
         self.offline_folder = ""
         self._run: Any = None
-        self._folder = ""  # of the run
+        self._folder = ""  # W&B's folder of the run
         self._say = say
         self._background = None
         if config.wandb.mode == "disabled":
@@ -72,10 +72,10 @@ class Tracker:
         self._background.submit(self._start, config.wandb.mode, settings)
 
     def log_steps(self, first: int, losses: np.ndarray, accuracies: np.ndarray) -> None:
-        """Logs `train/loss` and `train/accuracy` of steps; W&B skips those that it has.
+        """Logs `train/loss` and `train/accuracy` of steps; W&B skips the ones it already has.
 
         Args:
-          first: the first step's number, from 1 over the whole run.
+          first: the number of the first step, counted from 1 over the whole run.
           losses: `[steps]`.
           accuracies: `[steps]`, 0..1.
         """
@@ -88,9 +88,9 @@ class Tracker:
         self._submit(log)
 
     def log(self, step: int, values: Mapping[str, float | Future[bytes]]) -> None:
-        """Adds values to a step, the last one logged.
+        """Adds values to a step, which must be the last one logged.
 
-        The future of a PNG becomes a picture, unless it cannot be drawn.
+        The future of a PNG is logged as a picture, and left out if drawing it fails.
         """
 
         def log() -> None:
@@ -111,11 +111,11 @@ class Tracker:
         """Logs a table of digits: image, label, prediction and the classes' probabilities.
 
         Args:
-          step: the last one logged.
+          step: the last step logged.
           images: uint8 `[n, height, width, 1]`.
           labels: int `[n]`.
           probabilities: `[n, classes]`.
-          class_names: the classes' names.
+          class_names: the names of the classes.
         """
 
         def log() -> None:
@@ -125,7 +125,7 @@ class Tracker:
         self._submit(log)
 
     def log_page(self, step: int, path: pathlib.Path) -> None:
-        """Logs an HTML file, `report`."""
+        """Logs an HTML file as `report`."""
 
         def log() -> None:
             self._run.log({"report": media.page(path)}, step=step)
@@ -133,12 +133,12 @@ class Tracker:
         self._submit(log)
 
     def log_model(self, workdir: pathlib.Path, epoch: int, is_best: bool) -> None:
-        """Logs a checkpoint as an artifact, a folder that `predict.load` takes.
+        """Logs a checkpoint as an artifact: a folder that `predict.load` can read.
 
         Args:
-          workdir: of the run.
-          epoch: of the checkpoint.
-          is_best: whether it gets the alias `best`, besides `latest`.
+          workdir: the folder of the run.
+          epoch: the epoch of the checkpoint.
+          is_best: whether the artifact gets the alias `best` as well as `latest`.
         """
 
         if self._background is None:
@@ -155,12 +155,12 @@ class Tracker:
     def finish(
         self, summary: Mapping[str, Any], exit_code: int = 0, timeout: float | None = None
     ) -> bool:
-        """Sends what is left and ends the run; gives W&B up after the timeout.
+        """Sends what is left and ends the run; gives up on W&B after the timeout.
 
         Args:
-          summary: the run's results, numbers and texts.
-          exit_code: any but 0 marks the run as failed.
-          timeout: seconds; None for two minutes.
+          summary: the results of the run, numbers and strings.
+          exit_code: any value but 0 marks the run as failed.
+          timeout: how long to wait, in seconds; None: two minutes.
 
         Returns:
           Whether W&B has everything, in its offline folder or on its server.
@@ -180,9 +180,9 @@ class Tracker:
         if not answered:
             left = f"; upload what is left: wandb sync {self._folder}" if self._folder else ""
             self._say(f"W&B does not answer{left}")
-            service.give_up()  # otherwise Python would wait for it for ever when it exits
+            service.give_up()  # otherwise Python would wait for W&B forever at its exit
         elif self._background.failed and not service.services():
-            service.give_up()  # otherwise its exit hook would print a traceback
+            service.give_up()  # otherwise W&B's exit hook would print a traceback
         return answered and not self._background.failed
 
     def _submit(self, job: Callable[[], None]) -> None:
@@ -198,7 +198,7 @@ class Tracker:
 
 
 def run_name(config: ConfigDict, dataset: Dataset) -> str:
-    """Returns a name for a W&B run, made of what tells runs apart."""
+    """Returns a name for a W&B run, made of the fields that usually differ between runs."""
     name = "mnist-sample" if dataset.source == "sample" else dataset.name
     augmentation = "augmented" if config.augment.enabled else "plain"
     model = config.model
@@ -206,7 +206,7 @@ def run_name(config: ConfigDict, dataset: Dataset) -> str:
 
 
 def _define_axes(run: Any) -> None:
-    """Draws what there is once an epoch over epochs, and what there is of each step over steps."""
+    """Makes W&B plot the metrics of epochs against epochs; those of steps stay against steps."""
     run.define_metric("epoch", hidden=True)
     for name in ("train/epoch_*", "validation/*", "test/*", "learning_rate", "seconds"):
         run.define_metric(name, step_metric="epoch")

@@ -55,7 +55,7 @@ class StudyTracking:
             check()
         if self._is_offline:
             command = f"wandb sync {self._folder}/wandb/offline-*"
-            self._line(f"W&B runs are kept offline; to upload them: {command}")
+            self._line(f"W&B: the runs are kept offline; to upload them: {command}")
 
     def abort(self) -> None:
         """Gives W&B a few seconds for what it does not have yet, then gives up."""

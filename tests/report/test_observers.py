@@ -193,7 +193,8 @@ class TestWandB:
         np.testing.assert_array_equal(labels, DATASET.test.labels[23:])
         np.testing.assert_array_equal(probabilities.argmax(1), (labels + 1) % 10)
         assert finish == [{"final_test_accuracy": 0.75, "title": "MNIST"}, {}]
-        assert self.said == ["W&B run kept offline; upload it: wandb sync run/wandb/offline"]
+        command = "wandb sync run/wandb/offline"
+        assert self.said == [f"W&B: the run is kept offline; to upload it: {command}"]
 
     def test_a_run_that_fails_is_marked_as_failed(self, wandb):
         wandb.abort()
@@ -226,8 +227,8 @@ class TestConsole:
         [
             (0, False, []),
             (2, False, ["Resuming after epoch 2 of 3"]),
-            (3, False, ["Resuming after epoch 3 of 3"]),  # killed after the last epoch
-            (3, True, ["This run is finished; its pictures are drawn again"]),
+            (3, False, ["Resuming after epoch 3 of 3"]),  # killed before it was finished
+            (3, True, ["This run is already finished; drawing its figures again"]),
         ],
     )
     def test_the_start(self, epoch, is_finished, said):

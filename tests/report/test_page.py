@@ -219,13 +219,13 @@ class TestItsSize:
         run = run_of()
         for name, value in (("model.norm", "instance"), ("model.channels", ((4, 4), (4, 4)))):
             page = render(run._replace(config={**run.config, name: value}))
-            assert "do not know such a network" in text_of(page)
+            assert "cannot run this kind of network" in text_of(page)
             assert data_of(page)["layers"] is None
 
     @pytest.mark.parametrize(
         ("field", "value", "expected"),
         [
-            ("model.dtype", "bfloat16", "The run computed in bfloat16, this page in float32."),
+            ("model.dtype", "bfloat16", "The run computed in bfloat16; this page uses float32."),
             ("evaluation.num_views", 8, "The run averaged 8 views of each image"),
         ],
     )

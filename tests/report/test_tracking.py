@@ -199,7 +199,7 @@ own.finish()
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("W&B: it cannot start as it is set up") == 1
+    assert done.stdout.count("W&B: it cannot start with these settings") == 1
     ours, own = OfflineRun(tmp_path / "ours"), OfflineRun(tmp_path / "own")
     assert (ours.run.run_id, ours.summary["final_test_accuracy"]) == ("ours", 0.875)
     assert (own.run.run_id, [row["mine"] for row in own.history]) == ("own", [1])
@@ -343,10 +343,10 @@ def test_a_key_that_is_none_keeps_the_run_offline(run_main, tmp_path):
     assert done.returncode == 0 and done.stderr == ""
     first, last = (line for line in done.stdout.splitlines() if line.startswith("W&B"))
     assert first == (
-        "W&B: it cannot start as it is set up (WANDB_API_KEY invalid: API key must have 40+ "
+        "W&B: it cannot start with these settings (WANDB_API_KEY invalid: API key must have 40+ "
         "characters, has 8), so the run is kept offline"
     )
-    assert last.startswith("W&B run kept offline; upload it: wandb sync ")
+    assert last.startswith("W&B: the run is kept offline; to upload it: wandb sync ")
     assert OfflineRun(tmp_path).summary["step"] == 63
 
 

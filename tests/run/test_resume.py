@@ -176,7 +176,7 @@ def test_a_finished_run_is_only_drawn_again(finished, run_main, tmp_path):
         path.unlink()
     (workdir / "report.html").unlink()
     done = finish(run_main, workdir)
-    assert "This run is finished; its pictures are drawn again" in done.stdout
+    assert "This run is already finished; drawing its figures again" in done.stdout
     assert "epoch 4/4" not in done.stdout
     before, after = files(finished), files(workdir)
     assert before.keys() == after.keys()

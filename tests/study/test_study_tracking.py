@@ -29,6 +29,6 @@ tracking.finish(lambda: None)
     env = environment(WANDB_IDENTITY_TOKEN_FILE="/nowhere")
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("it cannot start as it is set up") == 1
+    assert done.stdout.count("it cannot start with these settings") == 1
     for run_id in ("run1", "run2"):
         assert OfflineRun(tmp_path, f"offline-run-*-{run_id}").summary["test_loss"] == 0.1

@@ -1,8 +1,7 @@
-// Curves as SVG, with their values under the pointer or the arrow keys.
+// Draws curves as SVG, and shows their values at the pointer or by the arrow keys.
 //
-// A chart is {title, unit, isLogarithmic, decimals, x, series}; `x` names the axis, as in 'epoch'.
-// A series is {name, color, isFaint, x, y}, `x` ascending. Faint series are not stopped at by the
-// arrow keys.
+// A chart is {title, unit, isLogarithmic, decimals, x, series}; `x` names the axis, 'epoch' say.
+// A series is {name, color, isFaint, x, y}, with `x` ascending. The arrow keys skip faint series.
 
 const CHART_HEIGHT = 276;
 const MARGIN = { left: 46, right: 14, top: 10, bottom: 46 };
@@ -13,7 +12,7 @@ function createChart(container, chart) {
   const tip = createElement("div", { className: "tip", hidden: true });
   const stops = createStops(chart);
   const main = stops.filter((stop) => stop.isMain);
-  // The faint ones last, where a narrow page breaks the line.
+  // List the faint series last, where a narrow page wraps the line.
   for (const series of [...chart.series].sort((a, b) => a.isFaint - b.isFaint)) {
     const last = series.isFaint ? "" : formatValue(chart, series.y.at(-1));
     const parts = [createSwatch(series), series.name, " ", createElement("b", {}, last)];
@@ -81,7 +80,7 @@ function createChart(container, chart) {
   draw();
 }
 
-// Returns every place on the axis that has values, and these.
+// Returns every position on the x axis that has values, together with these values.
 function createStops({ series: all, x: axis }) {
   const places = new Map();
   for (const series of all) {
@@ -97,7 +96,7 @@ function createStops({ series: all, x: axis }) {
   return stops;
 }
 
-// Returns the stop nearest to the pointer; the main ones attract it.
+// Returns the stop nearest to the pointer; main stops attract it from 8 pixels farther away.
 function findStop(stops, scales, pointer) {
   const distance = (stop) => Math.max(Math.abs(scales.x(stop.x) - pointer) - (stop.isMain ? 8 : 0), 0);
   return stops.reduce((best, stop) => (distance(stop) < distance(best) ? stop : best));
@@ -107,7 +106,7 @@ function createScales({ isLogarithmic, series: all }, width) {
   const bottom = CHART_HEIGHT - MARGIN.bottom;
   const map = isLogarithmic ? (v) => Math.log10(Math.max(v, 1e-9)) : (v) => v;
   const ys = all.filter((series) => !series.isFaint).flatMap((series) => series.y);
-  // Faint curves begin far from all the others, which they would flatten.
+  // Faint curves start far from the others and would flatten them.
   const faint = all.filter((series) => series.isFaint).flatMap((series) => series.y);
   let [low, high] = [Math.min(...ys), Math.max(...ys)].map(map);
   if (isLogarithmic) [low, high] = [low, Math.max(high, ...faint.map(map))];
@@ -119,8 +118,8 @@ function createScales({ isLogarithmic, series: all }, width) {
   return { width, bottom, start, end, low, high, x, y };
 }
 
-// Returns the ends of the x axis: from 0, unless that would leave more than half of it empty, as
-// where a study reads the test set in the last epochs alone.
+// Returns the ends of the x axis. It starts at 0 unless that would leave more than half of it
+// empty, as in a study that uses the test set only in the last epochs.
 function limits(xs) {
   const [first, last] = [Math.min(...xs), Math.max(...xs)];
   const room = 0.02 * (first > last / 2 ? last - first || 1 : last);
@@ -140,7 +139,7 @@ function drawChart(chart, scales, cursor) {
   }
   const middle = (MARGIN.left + width - MARGIN.right) / 2;
   svg.append(createSvg("text", { class: "x", x: middle, y: CHART_HEIGHT - 4 }, chart.x));
-  // An inner SVG cuts off what leaves the axes.
+  // The inner SVG clips whatever lies outside the axes.
   const box = { x: 0, y: MARGIN.top, width, height: bottom - MARGIN.top };
   const inner = createSvg("svg", { ...box, viewBox: `0 ${box.y} ${width} ${box.height}` });
   svg.append(inner);
@@ -166,7 +165,7 @@ function linearTicks(low, high, count) {
   return Array.from({ length }, (_, i) => (first + i) * step);
 }
 
-// 1, 2 and 5 times powers of ten, of which as many as there is room for.
+// Returns 1, 2 and 5 times powers of ten, or only powers of ten if the range is wide.
 function logTicks({ low, high }) {
   const powers = Array.from({ length: Math.ceil(high) - Math.floor(low) + 1 }, (_, i) => Math.floor(low) + i);
   const factors = high - low > 2.5 ? [1] : [1, 2, 5];

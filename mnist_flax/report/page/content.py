@@ -1,4 +1,4 @@
-"""What a page says about a run, as plain data for the template and the scripts."""
+"""Prepares what a page says about a run, as plain data for the template and the scripts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,34 +8,34 @@ import numpy as np
 from mnist_flax.data import Dataset
 from mnist_flax.evaluate import Evaluation
 
-_MAX_POINTS = 1_000  # of a curve
-_STEPS_PER_EPOCH = 30  # points of a curve of steps; more would be a cloud
-_NOT_SHOWN = "study."  # fields that do not concern a run
-METRICS: dict[str, dict[str, Any]] = {  # what `chart.js` takes besides the curves
+_MAX_POINTS = 1_000  # per curve
+_STEPS_PER_EPOCH = 30  # points per epoch in a curve of steps; more would look like a cloud
+_NOT_SHOWN = "study."  # prefix of the fields that do not concern a run
+METRICS: dict[str, dict[str, Any]] = {  # the other fields of a chart in `chart.js`
     "loss": {"title": "Loss", "unit": "cross-entropy", "isLogarithmic": True, "decimals": 4},
     "accuracy": {"title": "Accuracy", "unit": "%", "isLogarithmic": False, "decimals": 2},
 }
-_DECIMALS = {"learning_rate": 6, "seconds": 2, "images_per_second": 0}  # 4 of all others
+_DECIMALS = {"learning_rate": 6, "seconds": 2, "images_per_second": 0}  # 4 for all others
 _SPLITS = ("train", "validation", "test")  # also the names of their colours in style.css
 
 
 class Run(NamedTuple):
     """A finished run."""
 
-    config: Mapping[str, Any]  # by field, as in 'model.norm'
-    default: Mapping[str, Any]  # the default recipe, likewise; empty if it is not there
+    config: Mapping[str, Any]  # by field name, such as 'model.norm'
+    default: Mapping[str, Any]  # the default recipe in the same form; empty if it is missing
     dataset: Dataset
     steps_per_epoch: int
-    history: Any  # `run.history.History`
+    history: Any  # a `run.history.History`
     test: Evaluation
-    summary: Mapping[str, Any]  # as summary.json has it
-    variables: Mapping[str, Any]  # what the network was evaluated with, as NumPy arrays
-    examples: tuple[np.ndarray, np.ndarray] | None  # an image and augmentations, if there are any
-    command: str  # the command line that started it; empty if it was none
+    summary: Mapping[str, Any]  # the contents of summary.json
+    variables: Mapping[str, Any]  # the evaluated parameters and statistics, as NumPy arrays
+    examples: tuple[np.ndarray, np.ndarray] | None  # an image and its augmentations, if any
+    command: str  # the command line that started the run; empty if Python code did
 
 
 def headline(run: Run) -> dict[str, Any]:
-    """Returns the result, in parts of one line."""
+    """Returns the parts of the headline, which gives the result."""
     test, devices, names = run.test, run.summary["devices"], run.dataset.class_names
     device = devices[0] if len(devices) == 1 else f"{len(devices)} × {devices[0]}"
     return {
@@ -55,7 +55,7 @@ def headline(run: Run) -> dict[str, Any]:
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
-    """Returns what else there is to know, as terms and values."""
+    """Returns further facts about the run, as pairs of term and value."""
     summary, sizes = run.summary, run.summary["dataset"]
     splits = {"training": "train_size", "validation": "validation_size", "test": "test_size"}
     counts = [f"{sizes[key]:,} {name}" for name, key in splits.items() if sizes[key]]
@@ -67,7 +67,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Machine", "; ".join([*dict.fromkeys(summary["devices"]), summary.get("machine", "")])),
         ("Network", f"{summary['num_parameters']:,} parameters"),
         ("Time", f"{duration(summary['train_seconds'])} of training, "
-                 f"{duration(summary['compile_seconds'])} of compiling"),
+                 f"{duration(summary['compile_seconds'])} of compilation"),
         ("Finished", summary.get("finished", "with an older version").replace("+00:00", " UTC")),
         ("Versions", ", ".join(f"{name} {v}" for name, v in summary["versions"].items())),
     ]  # fmt: skip
@@ -98,7 +98,7 @@ def configuration(run: Run) -> list[dict[str, Any]]:
 
 
 def call(run: Run) -> str:
-    """Returns how to repeat a run: its command, or Python where it was started from there."""
+    """Returns how to repeat a run: its command, or Python code if that is what started it."""
     if run.command:
         return run.command
     differing = [
@@ -112,7 +112,7 @@ def call(run: Run) -> str:
 
 
 def matrix(run: Run) -> list[dict[str, Any]]:
-    """Returns the rows of the confusion matrix, with how strongly each error stands out, 0..1."""
+    """Returns the rows of the confusion matrix, with the strength of each error's colour, 0..1."""
     confusion, names = run.test.confusion, run.dataset.class_names
     errors = confusion * (1 - np.eye(len(confusion), dtype=int))
     strengths = np.sqrt(errors / max(errors.max(), 1))
@@ -128,7 +128,7 @@ def matrix(run: Run) -> list[dict[str, Any]]:
 
 
 def charts(run: Run) -> list[dict[str, Any]]:
-    """Returns the curves of loss and accuracy, as `chart.js` takes them."""
+    """Returns the curves of loss and accuracy, in the form that `chart.js` reads."""
     steps = {"loss": run.history.losses, "accuracy": 100 * run.history.accuracies}
     return [
         {**chart, "x": "epoch", "series": [_steps(run, steps[name]), *_epochs(run, name)]}
@@ -137,13 +137,13 @@ def charts(run: Run) -> list[dict[str, Any]]:
 
 
 def thin(records: Sequence[Any], max_points: int = _MAX_POINTS) -> list[Any]:
-    """Returns the first record, the last, and no more than a curve needs in between."""
+    """Returns at most `max_points` records, evenly spaced, with the first and the last."""
     count = min(len(records), max_points)
     return [records[round(at)] for at in np.linspace(0, len(records) - 1, count)]
 
 
 def _steps(run: Run, values: np.ndarray) -> dict[str, Any]:
-    """Returns a faint curve of the means of some training steps."""
+    """Returns a faint curve of training steps, averaged in groups."""
     per_epoch = run.steps_per_epoch
     group = max(-(-per_epoch // _STEPS_PER_EPOCH), -(-len(values) // _MAX_POINTS))
     count = len(values) // group
@@ -154,7 +154,7 @@ def _steps(run: Run, values: np.ndarray) -> dict[str, Any]:
 
 
 def _epochs(run: Run, metric: str) -> list[dict[str, Any]]:
-    """Returns the curves of a metric by epoch, of each split."""
+    """Returns the curves of a metric by epoch, one for each split."""
     kept = thin(run.history.records)
     factor = 100 if metric == "accuracy" else 1
     return [
@@ -172,13 +172,13 @@ def _epochs(run: Run, metric: str) -> list[dict[str, Any]]:
 def series(
     name: str, color: str, x: Sequence[float], y: Sequence[float], is_faint: bool = False
 ) -> dict[str, Any]:
-    """Returns a curve, as `chart.js` takes it, with numbers of six digits."""
+    """Returns a curve in the form that `chart.js` reads, rounded to six digits."""
     rounded = {key: [float(f"{v:.6g}") for v in values] for key, values in (("x", x), ("y", y))}
     return {"name": name, "color": color, "isFaint": is_faint, **rounded}
 
 
 def records(run: Run) -> list[dict[str, str]]:
-    """Returns the numbers of the epochs as texts, as many decimals in a column as it needs."""
+    """Returns the numbers of the epochs as text, with the decimals that each column needs."""
     return [
         {key: f"{value:,.{_decimals(key, value)}f}" for key, value in record.items()}
         for record in thin(run.history.records)
@@ -194,7 +194,7 @@ def _percent(share: float, decimals: int) -> str:
 
 
 def _text(value: Any) -> str:
-    """Returns a value as flags write it, the same for a list as for a tuple."""
+    """Returns a value as one writes it in a flag; a list looks like a tuple."""
     if isinstance(value, list | tuple):
         inner = ", ".join(map(_text, value))
         return f"({inner},)" if len(value) == 1 else f"({inner})"

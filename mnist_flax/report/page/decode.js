@@ -1,4 +1,4 @@
-// Reads the arrays that Python put into the page: little-endian bytes in base64.
+// Decodes an array that Python put into the page: little-endian bytes in base64.
 
 function decode({ dtype, base64 }) {
   const { buffer } = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
@@ -6,7 +6,7 @@ function decode({ dtype, base64 }) {
   return dtype === "float32" ? new Float32Array(buffer) : new Uint8Array(buffer);
 }
 
-// Reads a float16 from its bits: a sign, 5 bits of exponent and 10 of fraction.
+// Converts the bits of a float16 to a number: a sign, 5 bits of exponent and 10 of fraction.
 function readHalf(bits) {
   const exponent = (bits >> 10) & 31;
   const fraction = bits & 1023;

@@ -1,7 +1,6 @@
-// Digits with their bars: what the test set holds, what the network took it for, and how sure it
-// was.
+// Shows digits with their bars: the true class, what the network took it for, and how sure it was.
 
-// Draws grey pixels, 0..255, that fill a square canvas.
+// Draws a square image of grey pixels, 0..255, on a canvas.
 function drawPixels(canvas, pixels) {
   const side = Math.sqrt(pixels.length);
   const image = new ImageData(side, side);
@@ -13,7 +12,7 @@ function drawPixels(canvas, pixels) {
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-// Returns the digits that the page holds as objects.
+// Returns the digits of the page as objects.
 function readDigits({ indices, labels }, images, probabilities, numClasses) {
   const size = images.length / labels.length;
   return labels.map((label, i) => {
@@ -32,11 +31,11 @@ function readDigits({ indices, labels }, images, probabilities, numClasses) {
 }
 
 function formatShare(share) {
-  // A network is never quite sure.
+  // Never say 100 %: a network is never completely sure.
   return share > 0.9995 ? "> 99.9 %" : `${(100 * share).toFixed(1)} %`;
 }
 
-// A digit as an item of a list: what it is and was taken for, its pixels, and its bars.
+// Returns a list item that shows a digit: its class and prediction, its pixels, and its bars.
 function createCard(digit, names) {
   const canvas = createElement("canvas", { className: "digit" });
   canvas.setAttribute("role", "img");

@@ -1,19 +1,19 @@
-"""Which test images a page holds: all that matter, as long as they are not too many."""
+"""Chooses the test images for a page: those that tell the most, within limits."""
 
 import numpy as np
 
 from mnist_flax.evaluate import Evaluation
 
-MAX_WRONG = 1_000  # misclassified images; with their probabilities each takes 1.1 kB
-LEAST_SURE = 20  # of those that were recognised, of each class
-EXAMPLES = 2  # of each class
+MAX_WRONG = 1_000  # the most misclassified images; each takes 1.1 kB with its probabilities
+LEAST_SURE = 20  # recognised images per class with the lowest confidence
+EXAMPLES = 2  # recognised images per class that the pad offers
 
 
 def choose_wrong(test: Evaluation, labels: np.ndarray) -> np.ndarray:
-    """Returns the misclassified images to show, int `[n]`, by index.
+    """Returns the indices of the misclassified images to show, int `[n]`.
 
-    Of more than `MAX_WRONG`, they are the surest of every kind of error (a class taken for
-    another), as many of each kind as of any other that has so many.
+    If there are more than `MAX_WRONG`, every kind of error (one class taken for another) gets the
+    same number of places, unless it has fewer images, and the surest images of each kind are shown.
     """
     wrong = test.misclassified
     confidence = test.probabilities[wrong].max(axis=1)
@@ -27,11 +27,11 @@ def choose_wrong(test: Evaluation, labels: np.ndarray) -> np.ndarray:
 
 
 def choose_right(test: Evaluation, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns recognised images to show, by index: the least sure of each class, and examples.
+    """Returns the indices of recognised images to show: each class's least sure, and examples.
 
-    The examples, int `[m]`, are the first of each class, one class after another and over again.
+    The examples, int `[m]`, are the first image of every class, then the second of every class.
     """
-    least_sure, examples = [], []  # of the latter, with which of its class each is
+    least_sure, examples = [], []  # an example is (rank within its class, index)
     for label in range(len(test.confusion)):
         right = np.flatnonzero((test.predictions == labels) & (labels == label))
         confidence = test.probabilities[right, label]

@@ -1,4 +1,4 @@
-// Elements of the page, as the other scripts create them.
+// Creates elements of the page for the other scripts.
 
 const SVG = "http://www.w3.org/2000/svg";
 

@@ -1,7 +1,7 @@
-// The trained network, from pixels to probabilities, one image at a time.
+// Runs the trained network, from pixels to probabilities, one image at a time.
 //
-// A feature map is {height, width, channels, values}; its values lie as in an array
-// [height, width, channels]. Sums are float64, what a layer hands on is float32.
+// A feature map is {height, width, channels, values}; its values are in the order of an array
+// [height, width, channels]. Sums are float64; the output of a layer is float32.
 
 const OPERATIONS = {
   conv(x, layer) {
@@ -11,8 +11,7 @@ const OPERATIONS = {
     return { height: patches.height, width: patches.width, channels: features, values };
   },
 
-  // Scales and shifts each element, or each channel: there are as many numbers as elements, as
-  // channels, or one.
+  // Scales and shifts by one number per element, one per channel, or one for all.
   affine(x, { arrays: [scale, shift] }) {
     const values = new Float32Array(x.values.length);
     for (let start = 0; start < values.length; start += scale.length) {
@@ -21,7 +20,7 @@ const OPERATIONS = {
     return { ...x, values };
   },
 
-  // Brings each group of channels to mean 0 and variance 1.
+  // Normalizes each group of channels to mean 0 and variance 1.
   normalize(x, { groups, epsilon }) {
     const values = new Float32Array(x.values.length);
     const size = x.channels / groups;
@@ -42,7 +41,7 @@ const OPERATIONS = {
   max: (x) => pool(x, Math.max),
   avg: (x) => pool(x, (a, b, c, d) => (a + b + c + d) / 4),
 
-  // Averages over all places.
+  // Averages each channel over all positions.
   mean(x) {
     const values = new Float64Array(x.channels);
     x.values.forEach((v, i) => (values[i % x.channels] += v));
@@ -51,7 +50,7 @@ const OPERATIONS = {
   },
 };
 
-// Returns what maps the pixels of an image, 0..255, to the probabilities of the classes.
+// Returns a function from the pixels of an image, 0..255, to the probabilities of the classes.
 function createNetwork(description, weights, side) {
   let start = 0;
   const layers = description.map((layer) => ({
@@ -72,12 +71,12 @@ function softmax(logits) {
   return powers.map((v) => v / sum);
 }
 
-// Lays out what the kernel meets at each place as a row, with zeros outside the image.
+// Writes the pixels under the kernel at each position as a row, with zeros outside the image.
 function gather({ height, width, channels, values }, { side, stride, padding: [low, high] }) {
   const rows = Math.floor((height + low + high - side) / stride) + 1;
   const columns = Math.floor((width + low + high - side) / stride) + 1;
   const size = side * side * channels;
-  // One row more than there are places, for `multiply` takes two at a time.
+  // There is one more row than positions, because `multiply` takes two rows at a time.
   const patches = new Float32Array((rows * columns + 1) * size);
   let to = 0;
   for (let row = 0; row < rows; row++) {
@@ -98,13 +97,13 @@ function gather({ height, width, channels, values }, { side, stride, padding: [l
 
 // Multiplies each patch by each feature's row of the kernel and adds the bias.
 //
-// Two patches by four features at a time: eight sums for six reads, in plain variables, takes half
-// the time of one patch at a time, and a quarter of that of sums in an array.
+// It takes two patches by four features at a time: eight sums for six reads, in plain variables.
+// This takes half as long as one patch at a time, and a quarter as long as sums in an array.
 function multiply({ height, width, size, values }, kernel, bias) {
   const places = height * width;
   const features = bias.length;
   const result = new Float32Array(places * features);
-  // Past the last feature, the last one is computed again and not stored.
+  // Past the last feature, the last one is computed again, but not stored.
   const row = (feature) => Math.min(feature, features - 1) * size;
   const store = (place, feature, sum) => {
     if (place >= places || feature >= features) return;

@@ -1,32 +1,32 @@
-"""A trained network as data: a list of layers that `network.js` applies one after another."""
+"""Converts a trained network to a list of layers, which `network.js` applies one by one."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-_EPSILON = 1e-5  # of every norm, as in `SimpleCNN`
+_EPSILON = 1e-5  # for every norm, as in `SimpleCNN`
 
 
 class Layers:
     """Lists the layers of a `SimpleCNN` for evaluation, from pixels to logits.
 
-    Batch normalisation by running statistics is a scale and a shift per channel, and so is the
-    normalisation of the pixels. Each layer names its operation and the sizes of its arrays, which
-    follow one another in `weights`.
+    Batch normalisation with running statistics is a scale and a shift per channel, and so is the
+    normalisation of the pixels. Each layer names its operation and gives the sizes of its arrays,
+    which lie one after another in `weights`.
 
     Args:
-      config: by field, as in 'model.norm'.
+      config: the configuration by field name, such as 'model.norm'.
       variables: 'params' and, with batch normalisation, 'batch_stats', as NumPy arrays.
-      mean: of the pixels, scaled to 0..1.
-      std: likewise.
+      mean: the mean of the pixels, scaled to 0..1.
+      std: the standard deviation of the pixels, scaled to 0..1.
 
     Attributes:
-      layers: as JSON can hold them.
-      weights: float32 `[n]`.
+      layers: the layers, as values that JSON can hold.
+      weights: the numbers of all layers, float32 `[n]`.
 
     Raises:
-      KeyError: the network is another, or has a part that is not written in `network.js`.
+      KeyError: the variables do not match the configuration, or `network.js` lacks a part.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Layers:
         side, features = kernel.shape[0], kernel.shape[-1]
         total = side - 1 if self._config["model.padding"] == "SAME" and stride == 1 else 0
         padding = [total // 2, total - total // 2]
-        # A row for each feature, so that a product reads the memory in order.
+        # One row per feature, so that a product reads memory in order.
         rows = kernel.reshape(-1, features).T
         self._add("conv", rows, bias, side=side, stride=stride, padding=padding)
 

@@ -1,12 +1,12 @@
-// A pad to draw on, and how its ink becomes an image of MNIST's form.
+// A pad to draw on, and the conversion of its ink to MNIST's format.
 
 const PAD_SIDE = 280;
-const PEN_RADIUS = 11; // a digit 200 pixels high has strokes of two of MNIST's pixels
-const PEN_STEP = 10; // of an arrow key, in pixels
+const PEN_RADIUS = 11; // makes strokes two MNIST pixels wide in a digit 200 pixels high
+const PEN_STEP = 10; // how far an arrow key moves the pen, in pixels
 
-// Brings ink, 0..255 in a flat array [height, width], into MNIST's form, as `mnist_flax.predict`
-// does: cropped to its box, the longer side scaled to 20 pixels, and placed in 28x28 so that the
-// centre of mass is at pixel 14. Returns uint8 [28 * 28], or null if there is no ink.
+// Converts ink, 0..255 in a flat array [height, width], to MNIST's format, as `mnist_flax.predict`
+// does: crops it to its bounding box, scales the longer side to 20 pixels, and places it in 28x28
+// pixels so that its centre of mass is at pixel 14. Returns uint8 [28 * 28]; null without ink.
 function toMnistForm(ink, width, height) {
   const box = findBox(ink, width, height);
   if (!box) return null;
@@ -42,8 +42,8 @@ function crop(ink, width, box) {
   });
 }
 
-// Resamples each row of `from` pixels to `to`, as Pillow's BILINEAR does: an output pixel is the
-// mean of the input around its centre, weighted by a triangle as wide as two of its pixels.
+// Resamples each row from `from` to `to` pixels, as Pillow's BILINEAR does: an output pixel is the
+// mean of the input around its centre, weighted by a triangle two output pixels wide.
 function shrinkRows(values, from, to) {
   const scale = from / to;
   const reach = Math.max(scale, 1);
@@ -69,8 +69,8 @@ function transpose(values, width) {
   return values.map((_, i) => values[(i % height) * width + Math.floor(i / height)]);
 }
 
-// Returns where rows of `width` pixels begin in 28, so that their centre of mass is nearest to
-// pixel 14, counted from 0, as that of MNIST's digits is.
+// Returns where rows of `width` pixels have to start among 28 so that their centre of mass is as
+// near as possible to pixel 14, counted from 0, where MNIST's digits have theirs.
 function centre(values, width) {
   let [sum, moment] = [0, 0];
   values.forEach((value, i) => {
@@ -81,7 +81,7 @@ function centre(values, width) {
   return Math.min(Math.max(start, 0), 28 - width);
 }
 
-// Adds a straight stroke with round ends to the ink, its edges one pixel soft.
+// Adds a straight stroke with round ends to the ink; its edges are soft over one pixel.
 function addStroke(ink, [x0, y0], [x1, y1]) {
   const [dx, dy] = [x1 - x0, y1 - y0];
   const range = (a, b) => [
@@ -101,13 +101,13 @@ function addStroke(ink, [x0, y0], [x1, y1]) {
   }
 }
 
-// Makes a canvas a pad for mouse, finger, pen and keyboard.
+// Turns a canvas into a pad for mouse, finger, pen and keyboard.
 //
-// `pen` marks where the keyboard's pen is. `onChange` is called with the ink, uint8
-// [PAD_SIDE * PAD_SIDE], after every change.
+// The element `pen` marks the position of the keyboard's pen. `onChange` is called after every
+// change with the ink, uint8 [PAD_SIDE * PAD_SIDE].
 function createPad(canvas, pen, onChange) {
   let ink = new Uint8ClampedArray(PAD_SIDE * PAD_SIDE);
-  let last = null; // where the stroke under way has come to
+  let last = null; // the end of the current stroke
   const past = []; // the ink before each change
   const keyboard = { at: [PAD_SIDE / 2, PAD_SIDE / 2], isDown: false };
 
@@ -194,7 +194,7 @@ function createPad(canvas, pen, onChange) {
       ink = new Uint8ClampedArray(PAD_SIDE * PAD_SIDE);
       show();
     },
-    // Shows an image of 28x28 pixels, enlarged, its strongest ink 255, as `predict` takes a picture.
+    // Enlarges an image of 28x28 pixels, and scales its strongest ink to 255, as `predict` does.
     put(pixels) {
       remember();
       const strongest = Math.max(...pixels);

@@ -1,4 +1,4 @@
-// Joins the page: reads its data, draws the curves and the digits, and lets the network run.
+// Runs the page of a run: reads its data, draws the curves and the digits, and starts the pad.
 
 const SHOWN_AT_FIRST = 60; // misclassified digits
 
@@ -44,7 +44,7 @@ function openCells() {
       byId("behind").scrollIntoView({ block: "nearest" });
     });
   }
-  // The most frequent error, if there is any.
+  // Open the most frequent error first, if there is one.
   const isError = (cell) => cell.dataset.label !== cell.dataset.prediction;
   const first = cells.filter(isError).sort((a, b) => b.dataset.count - a.dataset.count)[0] ?? cells[0];
   if (first) open(first);
@@ -95,7 +95,7 @@ function startPad() {
   checkNetwork(predict);
 }
 
-// Compares the page's network with the run's own results, a digit at a time so that nothing stalls.
+// Compares the page's network with the run's results, one digit at a time so that nothing stalls.
 function checkNetwork(predict, done = 0, largest = 0) {
   const note = byId("check");
   if (!note) return;

@@ -1,4 +1,4 @@
-"""A page as one file: the template filled, and everything that it needs put inside."""
+"""Writes a page as one file: fills a template and includes everything that it needs."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ from mnist_flax.report.page.network import Layers
 
 MAX_BYTES = 4_000_000
 _SCRIPTS = ("elements.js", "decode.js", "network.js", "pad.js", "digits.js", "chart.js", "page.js")
-_DTYPES = (np.float32, np.float16)  # of the weights, the most exact that fits
+_DTYPES = (np.float32, np.float16)  # for the weights; the first that fits is used
 
 
 def render(run: Run) -> str:
-    """Returns the page of a run, as HTML below `MAX_BYTES`, without the network if need be."""
+    """Returns the page of a run as HTML below `MAX_BYTES`, without a network that does not fit."""
     data = _data(run)
     values = {
         **content.headline(run),
@@ -28,12 +28,13 @@ def render(run: Run) -> str:
         "num_left_out": max(len(run.test.misclassified) - digits.MAX_WRONG, 0),
         "records": content.records(run),
         "class_names": run.dataset.class_names,
-        "is_comparable": run.config["evaluation.num_views"] == 1,  # with the run's probabilities
+        # The page checks its probabilities against the run's, which are means over the views.
+        "is_comparable": run.config["evaluation.num_views"] == 1,
     }
     try:
         layers = Layers(run.config, run.variables, run.dataset.mean, run.dataset.std)
     except KeyError:
-        return _fill(values, data, ["The scripts of this page do not know such a network."])
+        return _fill(values, data, ["The scripts of this page cannot run this kind of network."])
     for dtype in _DTYPES:
         if layers.weights.size * np.dtype(dtype).itemsize > MAX_BYTES:
             continue
@@ -46,7 +47,7 @@ def render(run: Run) -> str:
 
 
 def _data(run: Run) -> dict[str, Any]:
-    """Returns what the scripts read, except for the network."""
+    """Returns the data that the scripts read, except for the network."""
     images, labels = run.dataset.test
     wrong = digits.choose_wrong(run.test, labels)
     least_sure, examples = digits.choose_right(run.test, labels)
@@ -71,19 +72,19 @@ def _data(run: Run) -> dict[str, Any]:
 
 
 def _notes(run: Run, dtype: type) -> list[str]:
-    """Returns how the network in the page differs from the one that the run evaluated."""
+    """Returns sentences on how the page's network differs from the one that the run evaluated."""
     notes = []
     if run.config["model.dtype"] != "float32":
-        notes.append(f"The run computed in {run.config['model.dtype']}, this page in float32.")
+        notes.append(f"The run computed in {run.config['model.dtype']}; this page uses float32.")
     if dtype is np.float16:
         notes.append("Its weights are rounded to float16, to keep this file below 4 MB.")
     if (views := run.config["evaluation.num_views"]) > 1:
-        notes.append(f"The run averaged {views} views of each image, this page takes one look.")
+        notes.append(f"The run averaged {views} views of each image; this page uses only one.")
     return notes
 
 
 def pack(array: np.ndarray) -> dict[str, str]:
-    """Returns an array, flat, as `decode.js` reads it."""
+    """Returns an array, flattened, in the form that `decode.js` reads."""
     array = array.astype(array.dtype.newbyteorder("<"))
     return {"dtype": array.dtype.name, "base64": base64.b64encode(array.tobytes()).decode()}
 
@@ -93,7 +94,7 @@ def _fill(values: dict[str, Any], data: dict[str, Any], notes: list[str]) -> str
 
 
 def fill(template: str, values: Mapping[str, Any], scripts: Sequence[str]) -> str:
-    """Returns a template of this folder, filled with values, and its scripts put inside."""
+    """Returns a template of this folder, filled with values and with the scripts included."""
     loader = jinja2.PackageLoader("mnist_flax.report.page", "")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
@@ -101,7 +102,7 @@ def fill(template: str, values: Mapping[str, Any], scripts: Sequence[str]) -> st
     )  # fmt: skip
 
     def read(name: str) -> str:
-        """Reads a file of the package, as it is: its braces are not Jinja's."""
+        """Returns a file of this folder unchanged: Jinja must not interpret its braces."""
         return loader.get_source(environment, name)[0]
 
     return environment.get_template(template).render(values, read=read, scripts=scripts)

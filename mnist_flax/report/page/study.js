@@ -1,4 +1,4 @@
-// Joins the page of a study: draws the curves of the metric that is chosen.
+// Runs the page of a study: draws the curves of the chosen metric.
 
 const charts = JSON.parse(document.getElementById("data").textContent);
 
