@@ -15,16 +15,16 @@ _FORMAT = flags.DEFINE_enum("format", None, list(_SUFFIXES), "The format of the 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     "",
-    "latest, best, or the number of an epoch. By default the best if a validation split chose it, "
-    "otherwise the latest.",
+    "latest, best, or the number of an epoch. By default, the best if it was chosen on a "
+    "validation split, otherwise the latest.",
 )
-_OUTPUT = flags.DEFINE_string("output", "", "The file to write; by default model.* in the run.")
+_OUTPUT = flags.DEFINE_string("output", "", "The file to write. By default, model.* in the run.")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Writes the file that the command line asks for."""
+    """Writes the file that the command line requests."""
     if arguments:
-        raise UserError(f"{' '.join(arguments)} cannot be exported; allowed: only flags")
+        raise UserError(f"{' '.join(arguments)} is not a flag; allowed: only flags")
     if not _WORKDIR.value:
         raise UserError("--workdir is missing; allowed: the folder of a run")
     if not _FORMAT.value:
@@ -49,9 +49,10 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror}; choose --output") from None
     config = classifier.config
     if config.evaluation.num_views > 1:
-        print(f"It sees each image once; the run averaged {config.evaluation.num_views} views")
+        views = config.evaluation.num_views
+        print(f"The file uses one view of each image; the run averaged {views} views")
     if config.model.dtype != "float32":
-        print(f"It computes in float32; the run computed in {config.model.dtype}")
+        print(f"The file computes in float32; the run computed in {config.model.dtype}")
     size = f"{len(content) / 1000:,.0f} kB"
     print(f"Wrote {path}, epoch {classifier.epoch}, {size}; {to_file.USE.format(path=path)}")
 

@@ -1,7 +1,7 @@
-"""ONNX: the network as a list of nodes.
+"""Exports to ONNX, which describes the network as a list of nodes.
 
-jax2onnx would translate any network, but it cannot be installed beside Orbax 0.12, and its 0.17.1
-fails on Flax's `avg_pool`.
+jax2onnx would translate any network, but it cannot be installed alongside Orbax 0.12, and jax2onnx
+0.17.1 fails on Flax's `avg_pool`.
 """
 
 from typing import Any
@@ -14,8 +14,8 @@ from mnist_flax.export.weights import state_dict
 from mnist_flax.predict import Classifier
 
 USE = "to use it: onnxruntime.InferenceSession('{path}').run(None, {{'images': images}})"
-_OPSET, _IR_VERSION = 21, 10  # of ONNX 1.16, the first whose GroupNormalization is Flax's
-_EPSILON = 1e-5  # of the norms
+_OPSET, _IR_VERSION = 21, 10  # of ONNX 1.16, the first whose GroupNormalization matches Flax's
+_EPSILON = 1e-5  # for all norms
 
 
 def export(classifier: Classifier) -> bytes:
@@ -37,14 +37,14 @@ def export(classifier: Classifier) -> bytes:
 
 
 class _Nodes:
-    """Writes one node after another; each takes the output of the one before."""
+    """Lists the nodes of a network; each takes the output of the node before it."""
 
     def __init__(self, config: Any, weights: dict[str, np.ndarray]):
         self._config, self._weights = config, weights
         self._nodes: list[NodeProto] = []
 
     def of_network(self) -> list[NodeProto]:
-        """Returns those from 'images' to 'probabilities', in the order of `SimpleCNN`."""
+        """Returns the nodes from 'images' to 'probabilities', in the order of `SimpleCNN`."""
         config = self._config
         self._add("Cast", to=TensorProto.FLOAT)
         self._add("Transpose", perm=(0, 3, 1, 2))
@@ -91,7 +91,7 @@ class _Nodes:
             groups = self._config.num_groups
             self._add("GroupNormalization", *weights, num_groups=groups, epsilon=_EPSILON)
         elif self._config.norm != "none":
-            raise UserError(f"config.model.norm={self._config.norm} has no form in ONNX here")
+            raise UserError(f"config.model.norm={self._config.norm} cannot be exported to ONNX")
 
     def _downsample(self, layer: str) -> None:
         if self._config.downsample == "strided":

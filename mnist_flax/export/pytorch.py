@@ -1,4 +1,4 @@
-"""The weights for PyTorch, under the names that the module in docs/use.md gives them."""
+"""Exports the weights to PyTorch, with the names that the module in docs/use.md uses."""
 
 from safetensors import numpy as safetensors
 

@@ -1,6 +1,6 @@
-"""StableHLO, the language of XLA, with what `jax.export` needs to call it."""
+"""Exports to StableHLO, the language of XLA, in the form that `jax.export` can call."""
 
-import flatbuffers  # noqa: F401  jax.export needs it, but does not require it
+import flatbuffers  # noqa: F401  jax.export needs it, but JAX does not require it
 import jax
 from jax import export as jax_export
 
@@ -12,7 +12,7 @@ _PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def export(classifier: Classifier) -> bytes:
-    """Returns a function of uint8 `[n, height, width, channels]`, for any n and all platforms."""
+    """Returns a function of uint8 `[n, height, width, channels]`, for any n, on all platforms."""
     about, config = classifier.about, classifier.config.model.copy_and_resolve_references()
     config.dtype = "float32"
     network = model.create_model(config, len(about.class_names))
@@ -24,7 +24,7 @@ def export(classifier: Classifier) -> bytes:
 
     (n,) = jax_export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((n, *about.image_shape), "uint8")
-    # By default GPUs and TPUs multiply float32 in fewer bits.
+    # By default, GPUs and TPUs multiply float32 with fewer bits.
     with jax.default_matmul_precision("highest"):
         exported = jax_export.export(jax.jit(probabilities), platforms=_PLATFORMS)(images)
     return bytes(exported.serialize())

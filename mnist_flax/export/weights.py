@@ -1,4 +1,4 @@
-"""The weights in PyTorch's layout, which is ONNX's too."""
+"""Converts the weights to PyTorch's layout, which ONNX shares."""
 
 import jax
 import numpy as np
@@ -6,11 +6,11 @@ import numpy as np
 from mnist_flax.predict import Classifier
 
 _NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-_AXES = {4: (3, 2, 0, 1), 3: (2, 0, 1)}  # by the number of axes: of a kernel, and of a layer norm
+_AXES = {4: (3, 2, 0, 1), 3: (2, 0, 1)}  # by number of axes: 4 for a kernel, 3 for a layer norm
 
 
 def state_dict(classifier: Classifier) -> dict[str, np.ndarray]:
-    """Returns float32 'conv1_1.weight' and so on, and 'mean' and 'std' of the pixels in 0..1.
+    """Returns 'conv1_1.weight' and so on, and the pixels' 'mean' and 'std' in 0..1, as float32.
 
     Kernels are `[out, in, height, width]`, and the weight and bias of a layer norm are
     `[channels, height, width]`.

@@ -1,12 +1,12 @@
-"""A trained run, loaded and used:
+"""Loads a trained run and classifies images with it:
 
     from mnist_flax import predict
 
     classifier = predict.load("runs/1")
     probabilities = classifier(images)  # uint8 [n, 28, 28] -> float32 [n, classes]
 
-It needs the folder of the run and nothing else: no training data, no W&B, and not the machine that
-trained it. It sits on top, and only `export` imports it.
+It needs only the folder of the run: no training data, no W&B, and not the machine that trained it.
+Only `export` imports this folder.
 """
 
 import importlib
@@ -19,7 +19,7 @@ __all__ = ["Classifier", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports JAX when it is used, so that the command can first check its environment."""
+    """Imports JAX only when needed, so that the command can check its environment first."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module("mnist_flax.predict.classifier"), name)

@@ -1,4 +1,4 @@
-"""Classifies pictures by a trained run: python -m mnist_flax.predict --workdir=RUN [PICTURE ...].
+"""Classifies pictures with a trained run: python -m mnist_flax.predict --workdir=RUN [PICTURE ...].
 
 Without pictures, it classifies the test set of the run.
 """
@@ -15,7 +15,7 @@ from absl import flags
 from mnist_flax.cli import program
 from mnist_flax.errors import UserError
 
-if TYPE_CHECKING:  # importing them takes a second, which invalid flags need not wait for
+if TYPE_CHECKING:  # importing them takes a second, and invalid flags should be reported at once
     import numpy as np
 
     from mnist_flax.predict import Classifier
@@ -24,34 +24,34 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "The folder of the run.")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     "",
-    "latest, best, or the number of an epoch. By default the best if a validation split chose it, "
-    "otherwise the latest.",
+    "latest, best, or the number of an epoch. By default, the best if it was chosen on a "
+    "validation split, otherwise the latest.",
 )
 _RAW = flags.DEFINE_boolean(
-    "raw", False, "Take pictures of 28x28 pixels, bright on black, as they are."
+    "raw", False, "Use the pictures unchanged; they must be 28x28 pixels, bright on black."
 )
 _JSON = flags.DEFINE_boolean("json", False, "Print a line of JSON per picture, not a table.")
-_FIGURE = flags.DEFINE_string("figure", "", "A PNG file to draw digits and probabilities in.")
+_FIGURE = flags.DEFINE_string("figure", "", "A PNG file to write, with digits and probabilities.")
 _MANUAL_DIR = flags.DEFINE_string(
     "manual_dir",
     "",
-    "The folder with the files of the data set, to test on. By default they come from where the "
-    "run had them, if that folder exists, and otherwise are downloaded.",
+    "The folder with the files of the data set to test on. By default, the folder that the run "
+    "used if it exists; otherwise the files are downloaded.",
 )
 
 
 def main(paths: Sequence[str]) -> None:
-    """Classifies the pictures that the command line names."""
+    """Classifies the pictures that the command line names, or the test set if it names none."""
     from mnist_flax import predict
 
     if not _WORKDIR.value:
         raise UserError("--workdir is missing; allowed: the folder of a run")
     if _RAW.value and not paths:
-        raise UserError("--raw concerns pictures, and none is given; name some, or leave it out")
+        raise UserError("--raw is only for pictures; name some, or leave it out")
     if _MANUAL_DIR.value and paths:
-        raise UserError("--manual_dir concerns the test set; leave out either it or the pictures")
+        raise UserError("--manual_dir is only for the test set; leave out it or the pictures")
     classifier = predict.load(_WORKDIR.value, _CHECKPOINT.value)
-    # Lines of JSON are for programs.
+    # With --json, standard output must hold nothing but JSON.
     print(_describe(classifier), file=sys.stderr if _JSON.value else sys.stdout)
     if paths:
         _classify(classifier, paths)
@@ -67,10 +67,10 @@ def _describe(classifier: "Classifier") -> str:
 
 
 def _classify(classifier: "Classifier", paths: Sequence[str]) -> None:
-    """Prints a line for each picture; one that cannot be read is reported in its place.
+    """Prints a line for each picture, and an error for each one that cannot be read.
 
     Raises:
-      UserError: some could not be read.
+      UserError: some pictures could not be read.
     """
     import numpy as np
 
@@ -109,10 +109,10 @@ def _print(names: Sequence[str], probabilities: "np.ndarray", classes: Sequence[
 
 
 def _test(classifier: "Classifier") -> None:
-    """Classifies the test set, and prints the accuracy.
+    """Classifies the test set and prints the accuracy.
 
     Raises:
-      UserError: the data are not those of the run.
+      UserError: the data are not the data of the run.
     """
     from mnist_flax import data
     from mnist_flax.run.workdir import check_data
@@ -137,7 +137,7 @@ def _test(classifier: "Classifier") -> None:
 
 
 def _if_folder(path: str) -> str:
-    """Returns the path of a folder if this machine has it, and otherwise the default, ''."""
+    """Returns the path of a folder if it exists on this machine, otherwise the default, ''."""
     return path if os.path.isdir(os.path.expanduser(path)) else ""
 
 

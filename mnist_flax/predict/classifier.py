@@ -24,11 +24,11 @@ from mnist_flax.step import TrainState
 
 
 class About(NamedTuple):
-    """What a run was trained on, as dataset.json in its folder says."""
+    """The data that a run was trained on, from dataset.json in its folder."""
 
-    name: str  # of the data set
+    name: str  # the name of the data set
     source: str  # 'tfds' or 'sample'
-    title: str  # for people
+    title: str  # its name as people read it
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]  # height, width, channels
     mean: float  # of the pixels scaled to 0..1
@@ -36,15 +36,15 @@ class About(NamedTuple):
 
 
 class Classifier:
-    """A trained network. Calling it on images returns the probabilities of the classes.
+    """A trained network; calling it on images returns the probabilities of the classes.
 
     Attributes:
       config: the whole configuration of the run.
-      about: the data set that it was trained on.
-      identity: tells these data from others, as `Dataset.identity` does.
-      state: what the checkpoint holds, with all numbers of the network.
-      epoch: of the checkpoint.
-      is_best: whether the run has no better epoch.
+      about: the data set that the run was trained on.
+      identity: the identity of that data set, as `Dataset.identity` returns it.
+      state: the training state in the checkpoint, which contains the network's parameters.
+      epoch: the epoch of the checkpoint.
+      is_best: whether no earlier epoch was better.
       is_chosen_on_test: whether the best epoch was chosen by its accuracy on the test set.
     """
 
@@ -68,7 +68,7 @@ class Classifier:
           images: uint8 `[n, height, width]` or `[n, height, width, 1]`, bright on dark as in MNIST.
 
         Raises:
-          UserError: they have another type or shape.
+          UserError: the images have another type or shape.
         """
         images = np.asarray(images)
         if images.ndim == 3:
@@ -78,7 +78,7 @@ class Classifier:
                 f"images are {images.dtype} {images.shape}; allowed: uint8 "
                 f"(n, {', '.join(map(str, self.about.image_shape))})"
             )
-        # As many at a time as in the evaluation of a run, so that the rounding is the same.
+        # Predict as many at a time as a run's evaluation does, so that the rounding is the same.
         size = devices.predicted_at_a_time()
         padded = np.pad(images, [(0, -len(images) % size), *[(0, 0)] * 3])
         logits = [self._logits(padded[at : at + size]) for at in range(0, len(padded), size)]
@@ -87,27 +87,27 @@ class Classifier:
         return np.asarray(jax.nn.softmax(together))
 
     def logits(self, images: jax.Array) -> jax.Array:
-        """Returns logits, float32 `[n, classes]`, of pixels in 0..255, `[n, height, width, 1]`."""
+        """Returns logits, float32 `[n, classes]`, for pixels in 0..255, `[n, height, width, 1]`."""
         normalize = functools.partial(data.normalize, mean=self.about.mean, std=self.about.std)
         return step.predict(self.state, images, config=self.config, normalize=normalize)
 
 
 def load(workdir: str, checkpoint: str = "") -> Classifier:
-    """Loads the network of a run, onto the first device.
+    """Loads the network of a run onto the first device.
 
     Args:
       workdir: the folder of the run, or a copy of it.
-      checkpoint: 'latest', 'best', or the number of an epoch. By default it is the best if a
-        validation split chose that, and otherwise the latest.
+      checkpoint: 'latest', 'best', or the number of an epoch. By default, the best if it was
+        chosen on a validation split, otherwise the latest.
 
     Raises:
-      UserError: the folder holds no such checkpoint, or it is damaged.
+      UserError: the folder does not hold the checkpoint, or the checkpoint is damaged.
     """
     compilation.set_up()
     folder = expand(workdir)
     config, about = _config(folder), _about(folder)
     has_validation = config.dataset.validation_size > 0
-    schedule = optimizer.create_schedule(config.optimizer, 1, 1)  # of no use after the training
+    schedule = optimizer.create_schedule(config.optimizer, 1, 1)  # needed, but never used here
     create = functools.partial(
         step.create_state,
         config=config,
@@ -126,14 +126,14 @@ def load(workdir: str, checkpoint: str = "") -> Classifier:
         state, history = read(path, like)
     except UserError:
         raise
-    except Exception as error:  # Orbax raises many kinds for damaged files
+    except Exception as error:  # Orbax raises many types of errors for damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} cannot be read: {reason}; choose another --checkpoint") from None
     return Classifier(config, about, state, history)
 
 
 def _config(folder: pathlib.Path) -> ConfigDict:
-    """Returns the configuration of a run; newer fields have their default."""
+    """Returns the configuration of a run; fields newer than the run have their defaults."""
     values = configs.default_values() | configs.flatten(_json(folder / "config.json"))
     config: dict[str, Any] = {}
     for name, value in values.items():
@@ -151,7 +151,7 @@ def _about(folder: pathlib.Path) -> About:
 
 
 def _as_tuples(value: Any) -> Any:
-    """Returns the tuples that JSON wrote as lists."""
+    """Converts lists to the tuples that they were before JSON."""
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
@@ -160,18 +160,18 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(
-            f"{path.parent} is not the folder of a run, as it has no {path.name}; for an older "
-            "run, repeat its command with --workdir first"
+            f"{path.parent} is not the folder of a run: it has no {path.name}; for an older run, "
+            "repeat its command with --workdir first"
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} is not that of a run")
+        raise UserError(f"{path} does not come from a run")
     return content
 
 
 def _find(folder: pathlib.Path, checkpoint: str, has_validation: bool) -> pathlib.Path:
-    """Returns the folder of the checkpoint that is asked for."""
+    """Returns the folder of the checkpoint that `checkpoint` names."""
     checkpoints = folder / "checkpoints"
     complete = [path.parent.name for path in checkpoints.glob(f"*/{DIGESTS}")]
     epochs = sorted(int(name) for name in complete if name.isdecimal() and int(name) > 0)
@@ -181,11 +181,11 @@ def _find(folder: pathlib.Path, checkpoint: str, has_validation: bool) -> pathli
     if which == "latest":
         return checkpoints / str(epochs[-1])
     if which == "best":
-        best = read_history(checkpoints / str(epochs[-1])).best  # it knows all epochs before it
+        best = read_history(checkpoints / str(epochs[-1])).best  # the newest knows all epochs
         return checkpoints / str(best["epoch"] if best else epochs[-1])
     if which not in map(str, epochs):
         kept: Sequence[Any] = ("latest", "best", *epochs)
         raise UserError(
-            f"--checkpoint={checkpoint} is not there; allowed: {', '.join(map(str, kept))}"
+            f"--checkpoint={checkpoint} does not exist; allowed: {', '.join(map(str, kept))}"
         )
     return checkpoints / which

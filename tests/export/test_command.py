@@ -136,7 +136,7 @@ def test_averaged_weights_and_a_single_view(run_main, export, images, tmp_path):
     done = export(run, "--format=onnx", "--checkpoint=1")
     assert done.returncode == 0, done.stderr
     note, wrote = done.stdout.splitlines()
-    assert note == "It sees each image once; the run averaged 3 views"
+    assert note == "The file uses one view of each image; the run averaged 3 views"
     assert wrote.startswith(f"Wrote {run}/model.onnx, epoch 1, ")
     classifier = predict.load(str(run), "1")
     classifier.config.evaluation.num_views = 1  # before anything is compiled
@@ -150,8 +150,8 @@ def test_averaged_weights_and_a_single_view(run_main, export, images, tmp_path):
     [
         ([], "--format is missing; allowed: one of stablehlo, onnx, pytorch"),
         (["--format=tflite"], "flag --format=tflite: value should be one of <stablehlo|onnx|"),
-        (["--format=onnx", "1.png"], "1.png cannot be exported; allowed: only flags"),
-        (["--format=onnx", "--checkpoint=9"], "--checkpoint=9 is not there; allowed: latest"),
+        (["--format=onnx", "1.png"], "1.png is not a flag; allowed: only flags"),
+        (["--format=onnx", "--checkpoint=9"], "--checkpoint=9 does not exist; allowed: latest"),
         (["--format=onnx", "--output=no/file"], "no/file cannot be written: No such file or"),
     ],
 )

@@ -122,7 +122,7 @@ class TestCheckpoints:
 
     @pytest.mark.parametrize("checkpoint", ["0", "9", "newest", "-1"])
     def test_others_are_refused(self, run, checkpoint):
-        with pytest.raises(UserError, match="is not there; allowed: latest, best, 1, 2, 3, 4"):
+        with pytest.raises(UserError, match="does not exist; allowed: latest, best, 1, 2, 3, 4"):
             predict.load(str(run), checkpoint)
 
     def test_a_damaged_one_is_refused_and_one_being_written_left_out(self, run, tmp_path):

@@ -94,11 +94,11 @@ def test_without_pictures_it_is_the_test_set(run, finished):
     ("arguments", "expected"),
     [
         (["--workdir="], "--workdir is missing; allowed: the folder of a run"),
-        (["--workdir=none"], "none is not the folder of a run, as it has no config.json"),
-        (["--checkpoint=77"], "--checkpoint=77 is not there; allowed: latest, best, "),
+        (["--workdir=none"], "none is not the folder of a run: it has no config.json"),
+        (["--checkpoint=77"], "--checkpoint=77 does not exist; allowed: latest, best, "),
         (["--config.seed=1"], "Unknown command line flag 'config.seed'"),
-        (["--raw"], "--raw concerns pictures, and none is given"),
-        (["0.png", "--manual_dir=mnist"], "--manual_dir concerns the test set"),
+        (["--raw"], "--raw is only for pictures; name some"),
+        (["0.png", "--manual_dir=mnist"], "--manual_dir is only for the test set"),
         (["0.png", "--figure=none/out.png"], "--figure=none/out.png: No such file or directory"),
     ],
 )
