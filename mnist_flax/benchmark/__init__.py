@@ -1,4 +1,4 @@
-"""Measurements of training and evaluation, alone or against PyTorch, and a TPU's compiler on both.
+"""Measures training and evaluation, also against PyTorch, and compiles both for TPUs.
 
-It sits on top of the trainer, and nothing imports it: delete this room and training still works.
+Nothing imports this folder, so you can delete it and training still works.
 """

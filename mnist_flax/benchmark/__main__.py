@@ -1,7 +1,7 @@
 """Measures training and evaluation: python -m mnist_flax.benchmark [--against torch] [--json].
 
-Each implementation runs in a process of its own. They are timed in turns, task by task, so that a
-noisy machine slows all of them alike. Images are noise: speed does not depend on them.
+Each implementation runs in its own process. They are timed in turn, task by task, so that a noisy
+machine slows all of them equally. The images are noise, because speed does not depend on them.
 """
 
 import contextlib
@@ -24,15 +24,18 @@ from mnist_flax.runtime import huge_pages, process
 
 flags.adopt_module_key_flags(command)
 _AGAINST = flags.DEFINE_enum("against", None, ["torch"], "Measure PyTorch in the same run.")
-_JSON = flags.DEFINE_boolean("json", False, "Print JSON in place of tables.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each task.", lower_bound=1)
+_JSON = flags.DEFINE_boolean("json", False, "Print JSON instead of tables.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements per task.", lower_bound=1)
 _NUM_IMAGES = flags.DEFINE_integer(
-    "num_images", None, "Images per epoch; by default 6,144 on a CPU, else 60,000.", lower_bound=1
+    "num_images",
+    None,
+    "Images per epoch. By default, 6,144 on a CPU, otherwise 60,000.",
+    lower_bound=1,
 )
 
 _NUM_TEST = 10_000
 _OURS = "mnist_flax"
-# The tasks, and the arithmetic of each for one image.
+# The tasks, each with the arithmetic that it does for one image.
 _TASKS = {
     "augmentation": None,
     "forward": "forward",
@@ -40,7 +43,7 @@ _TASKS = {
     "epoch": "step",
     "evaluation": "forward",
 }
-# What the network in PyTorch has no choice in.
+# The fields for which the network in PyTorch allows only one value.
 _ORIGINAL = {
     "augment.enabled": True,
     "augment.interpolation": "nearest",
@@ -50,13 +53,13 @@ _ORIGINAL = {
     "model.padding": "VALID",
     "optimizer.decoupled": False,
 }
-# By default, glibc returns large blocks to the system at once, to be mapped again the next step.
+# By default, glibc returns large blocks to the system at once and maps them again every step.
 _KEPT_HEAP = {
     "MALLOC_MMAP_THRESHOLD_": str(2**33),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
     "MALLOC_TOP_PAD_": str(2**30),
 }
-# By column: the form, and the process's environment.
+# By column: the form, the process's environment variables, and whether it uses huge pages.
 _TORCH_FORMS: dict[str, dict[str, tuple[str, dict[str, str], bool]]] = {
     "cpu": {
         "PyTorch, as written": ("plain", {}, False),
@@ -74,7 +77,7 @@ _TORCH_FORMS: dict[str, dict[str, tuple[str, dict[str, str], bool]]] = {
 
 
 def main(config: ConfigDict) -> None:
-    """Measures, and prints the result."""
+    """Measures the tasks and prints the result."""
     if _AGAINST.value:
         _check_comparable(config)
     result = measure(config, bool(_AGAINST.value), _REPEATS.value, _NUM_IMAGES.value)
@@ -84,11 +87,12 @@ def main(config: ConfigDict) -> None:
 def measure(
     config: ConfigDict, against_torch: bool, repeats: int, num_images: int | None
 ) -> dict[str, Any]:
-    """Measures every task `repeats` times, the implementations in turns.
+    """Measures every task `repeats` times, taking the implementations in turn.
 
     Returns:
-      What was measured, and where: 'seconds' by task and implementation, a list each; 'flop' per
-      image; 'matmul_flop_per_second'; 'compile_seconds' of a step; 'peak_memory_bytes'.
+      The measurements and what they were made on, among others: 'seconds', a list for each task
+      and implementation; 'flop' per image; 'matmul_flop_per_second'; 'compile_seconds' of the
+      training; 'peak_memory_bytes'.
 
     Raises:
       UserError: an implementation cannot be run.
@@ -117,7 +121,7 @@ def measure(
 def _start(
     stack: contextlib.ExitStack, config: ConfigDict, against_torch: bool, num_images: int | None
 ) -> tuple[dict[str, Worker], int]:
-    """Starts a worker for each implementation; returns them, and the images of an epoch."""
+    """Starts a worker for each implementation; returns them and the number of images per epoch."""
     settings = {"config": config.to_dict(), "num_test": _NUM_TEST, "num_images": num_images}
 
     def start(module: str, env: dict[str, str] | None = None, **form: Any) -> Worker:
@@ -139,8 +143,8 @@ def _start(
 def _measure_in_turns(
     workers: dict[str, Worker], repeats: int
 ) -> tuple[dict[str, dict[str, list[float]]], list[float]]:
-    """Returns the seconds by task and implementation, and those of our matrix product."""
-    from tqdm import tqdm  # once its variables have been checked
+    """Returns the seconds by task and implementation, and our seconds per FLOP of a product."""
+    from tqdm import tqdm  # not before its environment variables have been checked
 
     seconds: dict[str, dict[str, list[float]]] = {
         task: {name: [] for name in workers} for task in _TASKS
@@ -188,7 +192,7 @@ def table(result: dict[str, Any]) -> str:
         f"{cold:.1f} s, or {cached:.1f} s from the cache. Peak memory: {memory}.",
     ]
     if names[1:]:
-        lines += ["", f"{_OURS}'s images/s over the other's, taken in turns:", ""]
+        lines += ["", f"{_OURS}'s images/s divided by the other's, measured in turn:", ""]
         lines += markdown(ratios)
     return "\n".join(lines)
 

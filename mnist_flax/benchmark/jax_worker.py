@@ -1,4 +1,4 @@
-"""The benchmark's worker for this project: the trainer's own functions, on images of noise."""
+"""The benchmark's worker for this project: measures the trainer's own functions on noise."""
 
 import functools
 import importlib.metadata
@@ -20,16 +20,17 @@ from mnist_flax.benchmark import worker
 from mnist_flax.runtime import compilation, huge_pages, process
 from mnist_flax.trainer import Trainer
 
-# Images per epoch if none are asked for: a CPU takes minutes for all of MNIST.
+# Default number of images per epoch: a CPU would take minutes for all of MNIST.
 _CPU_IMAGES = 6_144
 _IMAGES = 60_000
 _SIDE, _NUM_CLASSES = 28, 10
 
 
 def work(config: ConfigDict) -> dict[str, float]:
-    """Returns the convolutions' arithmetic for one image, in FLOP: 'forward', and a whole 'step'.
+    """Returns the FLOP of the convolutions for one image: 'forward', and for a whole 'step'.
 
-    It is counted by the definition, two for each product and its sum, whatever algorithm runs.
+    They are counted by definition, two for each multiplication and addition, whatever algorithm is
+    used.
     """
     network = model.create_model(config, _NUM_CLASSES)
     images = jnp.zeros((1, _SIDE, _SIDE, 1))
@@ -46,12 +47,13 @@ def work(config: ConfigDict) -> dict[str, float]:
         for name, outputs in variables["intermediates"].items()
     }  # fmt: skip
     total = sum(forward.values())
-    # The gradients by kernel and by input cost as much each; the one by the pixels is not needed.
+    # The gradients with respect to kernel and input each cost as much as the forward pass. The one
+    # with respect to the pixels is not needed.
     return {"forward": total, "step": 3 * total - forward["conv1_1"]}
 
 
 def noise(config: ConfigDict, num_images: int, num_test: int) -> data.Dataset:
-    """Returns a data set of noise: speed does not depend on the images."""
+    """Returns a data set of noise, because speed does not depend on the images."""
     rng = np.random.default_rng(config.seed)
 
     def split(n: int) -> data.Split:
@@ -64,10 +66,10 @@ def noise(config: ConfigDict, num_images: int, num_test: int) -> data.Dataset:
 
 
 class Tasks:
-    """What the worker can be asked for; each method prepares a task that returns seconds.
+    """The tasks of the worker; each method prepares a task that returns seconds.
 
     Attributes:
-      compile_seconds: of a trainer, with an empty cache ('cold') and from the cache ('cached').
+      compile_seconds: the time to compile a trainer, without a cache ('cold') and with ('cached').
     """
 
     def __init__(self, config: ConfigDict, dataset: data.Dataset):
@@ -117,7 +119,7 @@ class Tasks:
         return lambda: task() / (2 * side**3)
 
     def memory(self) -> Callable[[], float]:
-        """Returns what gives the peak memory so far, bytes."""
+        """The task returns the peak memory so far, in bytes."""
         on_device = jax.devices()[0].memory_stats() or {}
         return lambda: on_device.get("peak_bytes_in_use", worker.peak_memory())
 
@@ -150,7 +152,7 @@ def _compile(config: ConfigDict, dataset: data.Dataset) -> tuple[Trainer, dict[s
             trainer = Trainer(config, one_batch)
             trainer.compile()
             seconds[kind] = trainer.compiler.seconds
-            trainer.evaluate(trainer.create_state(0))  # which waits for the other programs
+            trainer.evaluate(trainer.create_state(0))  # waits for the other programs
     jax.config.update("jax_compilation_cache_dir", before)
     compilation_cache.reset_cache()
     return trainer, seconds

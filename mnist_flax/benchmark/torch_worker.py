@@ -1,9 +1,9 @@
-"""The benchmark's worker for PyTorch: the same network and work, in several forms.
+"""The benchmark's worker for PyTorch: the same network and the same work, in several forms.
 
-The forms are 'plain', as the original writes it (NCHW, a scalar fetched every step);
-'channels_last', the faster memory layout, with metrics kept on the device; 'bfloat16', the same
-under autocast; and 'compiled', the same through `torch.compile` with CUDA graphs. All of them
-augment whole batches, which is kinder to PyTorch than the original's one image at a time.
+The forms are 'plain', as the original is written (NCHW, metrics fetched at every step);
+'channels_last', the faster memory layout, with metrics kept on the device; 'bfloat16', which adds
+autocast; and 'compiled', which adds `torch.compile` with CUDA graphs. All of them augment whole
+batches, which favours PyTorch: the original augments one image at a time.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ from mnist_flax.benchmark import worker
 from mnist_flax.runtime import huge_pages
 
 _SIDE, _NUM_CLASSES = 28, 10
-_TEST_BATCH_SIZE = 2_000  # on a CPU it was as quick with 500, and slower with 100
+_TEST_BATCH_SIZE = 2_000  # on a CPU, 500 was as fast and 100 slower
 
 
 def network(config: ConfigDict) -> nn.Sequential:
-    """The original's network: strided convolutions, batch norm before ReLU."""
+    """Returns the original's network: strided convolutions, batch norm before ReLU."""
     layers: list[nn.Module] = []
     features = 1
     for block, (channels, kernels) in enumerate(
@@ -41,14 +41,14 @@ def network(config: ConfigDict) -> nn.Sequential:
 
 
 def augment(images: torch.Tensor, config: ConfigDict) -> torch.Tensor:
-    """Maps each image by a random affine map of its own; see `mnist_flax.augment`.
+    """Applies a different random affine map to each image; see `mnist_flax.augment`.
 
     Args:
       images: uint8 `[batch, 1, side, side]`.
       config: the group `augment` of a configuration.
 
     Returns:
-      float32 in 0..255.
+      The augmented images, float32 in 0..255, of the same shape.
     """
     batch, _, side, _ = images.shape
     device = images.device
@@ -70,13 +70,13 @@ def augment(images: torch.Tensor, config: ConfigDict) -> torch.Tensor:
 
 
 class Tasks:
-    """What the worker can be asked for; each method prepares a task that returns seconds.
+    """The tasks of the worker; each method prepares a task that returns seconds.
 
     Args:
       config: the whole configuration.
-      num_images: of an epoch.
-      num_test: of the evaluation.
-      form: see the module.
+      num_images: the number of images per epoch.
+      num_test: the number of images in the evaluation.
+      form: one of the forms that the module describes.
       on_gpu: whether to use CUDA.
     """
 
@@ -127,7 +127,7 @@ class Tasks:
         return self._timed(self._test, *self._test_set)
 
     def memory(self) -> Callable[[], float]:
-        """Returns what gives the peak memory so far, bytes."""
+        """The task returns the peak memory so far, in bytes."""
         return torch.cuda.max_memory_allocated if self._on_gpu else worker.peak_memory
 
     def _noise(self, rng: np.random.Generator, n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -182,7 +182,7 @@ if __name__ == "__main__":
     recipe = ConfigDict(settings["config"])
     on_gpu = settings["platform"] == "gpu"
     if on_gpu and not torch.cuda.is_available():
-        sys.exit("PyTorch finds no GPU, JAX does")
+        sys.exit("PyTorch finds no GPU, although JAX does")
     sizes = settings["num_images"], settings["num_test"]
     tasks = Tasks(recipe, *sizes, settings["form"], on_gpu)
     worker.serve({"versions": {"torch": torch.__version__}}, lambda name: getattr(tasks, name)())

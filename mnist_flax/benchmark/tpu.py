@@ -1,8 +1,8 @@
-"""Compiles for TPUs that are not there: python -m mnist_flax.benchmark.tpu [--topology=v5e:2x2].
+"""Compiles for TPUs without having one: python -m mnist_flax.benchmark.tpu [--topology=v5e:2x2].
 
-The compiler of libtpu needs no TPU. It compiles the training step and the evaluation of a recipe as
-a run would, for a chip, a host or a slice of several hosts, and says what it expects of them.
-Nothing is run. Each topology has a process of its own, since the compiler may crash.
+The compiler of libtpu needs no TPU. This command lets it compile the training step and the
+evaluation of a recipe as a run would, for a chip, a host or a slice of several hosts, and prints
+its estimates. Nothing is run. Each topology has its own process, because the compiler may crash.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ flags.adopt_module_key_flags(command)
 _DEFAULT = ("v5e:1x1", "v5e:2x2", "v5e:4x4")  # a chip, a host, a slice of four hosts
 _TOPOLOGY = flags.DEFINE_list("topology", list(_DEFAULT), "What to compile for, as TYPE:SHAPE.")
 
-# Keeps libtpu from looking for its host and from refusing a second process, and JAX from looking
-# for a TPU and from taking a program out of its cache.
+# These keep libtpu from looking for its host and from refusing a second process, and JAX from
+# looking for a TPU and from loading a program from its cache.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -32,19 +32,19 @@ _ENVIRONMENT = {
     "JAX_ENABLE_COMPILATION_CACHE": "false",
 }
 _PROGRAMS = ("step", "evaluation")
-# By kind of device. They follow from the peaks that Google publishes for bfloat16, which are
-# 2 * units * side**2 * clock for so many matrix units of so many rows and columns: 8 of 128 in a
-# v4 and a v5p, 4 of 128 in a v5e, 4 of 256 in a v6e.
+# Clock rates by kind of device. They follow from the peaks that Google publishes for bfloat16,
+# which are 2 * units * side**2 * clock. A v4 and a v5p have 8 matrix units of side 128, a v5e has 4
+# of side 128, and a v6e has 4 of side 256.
 _HERTZ = {"TPU v4": 1.05e9, "TPU v5 lite": 1.5e9, "TPU v5": 1.75e9, "TPU v6 lite": 1.75e9}
-_NUM_OPERATIONS = 5  # of each program in the table of operations
+_NUM_OPERATIONS = 5  # per program in the table of operations
 
 
 def main(config: ConfigDict) -> None:
-    """Compiles, and prints what the compiler says.
+    """Compiles the programs and prints what the compiler reports.
 
     Raises:
-      UserError: libtpu is missing, does not know a topology, or has crashed. In the last case, the
-        others are compiled and printed before.
+      UserError: libtpu is missing, does not know a topology, or has crashed. After a crash, the
+        results for the other topologies are printed first.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("compiling for a TPU needs libtpu; pip install -e '.[tpu]'")
@@ -61,19 +61,19 @@ def compile_for(config: ConfigDict, names: Sequence[str]) -> tuple[list[dict[str
     """Compiles the programs for each of the topologies.
 
     Returns:
-      What `tpu_worker` says of each topology and program, with their names; and a line on each
-      topology whose compiler has crashed.
+      What `tpu_worker` reports for each topology and program, with their names; and a line for
+      each topology whose compiler has crashed.
 
     Raises:
       UserError: libtpu does not know a topology, or the recipe does not suit it.
     """
-    from tqdm import tqdm  # once its variables have been checked
+    from tqdm import tqdm  # not before its environment variables have been checked
 
     results: list[dict[str, Any]] = []
     problems = []
     with contextlib.ExitStack() as stack:
         workers = {}
-        for name in names:  # all are checked before the first is compiled
+        for name in names:  # check all of them before compiling for the first
             settings = {"config": config.to_dict(), "topology": name}
             workers[name] = Worker("tpu_worker", settings, _ENVIRONMENT, f"the compiler for {name}")
             stack.callback(workers[name].close)
@@ -91,7 +91,7 @@ def compile_for(config: ConfigDict, names: Sequence[str]) -> tuple[list[dict[str
 
 
 def report(results: list[dict[str, Any]]) -> str:
-    """Returns the programs and their longest operations, of `compile_for`, as Markdown."""
+    """Returns Markdown on the results of `compile_for`: the programs and longest operations."""
     rows = [_program(result) for result in results]
     operations = [["operation", "topology", "program", "cycles", "share"]]
     for result in results:
@@ -104,8 +104,8 @@ def report(results: list[dict[str, Any]]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results[0]["versions"].items())
     return "\n".join(
         [
-            f"Compiled by {versions}, not run. Cycles are the compiler's estimates, which gathers "
-            "and collectives lack: a program takes longer. Memory is that of a device.",
+            f"Compiled with {versions}, not run. Cycles are the compiler's estimates. They leave "
+            "out gathers and collectives, so a program takes longer. Memory is per device.",
             "",
             *markdown([list(rows[0]), *(list(row.values()) for row in rows)]),
             "",
@@ -135,7 +135,7 @@ def _program(result: dict[str, Any]) -> dict[str, str]:
 
 
 def _short(operation: str) -> str:
-    """Returns the name of an operation without its program and the branch for this platform."""
+    """Returns the name of an operation without its program and its branch for the platform."""
     return re.sub(r"^jit\(\w+\)/|cond/branch_\d+_fun/", "", operation)
 
 

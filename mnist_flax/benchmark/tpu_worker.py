@@ -1,4 +1,4 @@
-"""The benchmark's worker that compiles for TPUs that are not there, with libtpu's own compiler."""
+"""The benchmark's worker that compiles for TPUs without having one, with libtpu's own compiler."""
 
 import collections
 import importlib.metadata
@@ -19,18 +19,18 @@ from mnist_flax.runtime import devices
 from mnist_flax.trainer import Trainer
 
 _NUM_TRAIN, _NUM_TEST = 60_000, 10_000
-# The programs, by what the benchmark calls them.
+# The trainer's functions, by the benchmark's names for them.
 _PROGRAMS = {"step": "_train_step", "evaluation": "_predict"}
 _COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
-_NO_ESTIMATE = 2**62  # the compiler writes a number near 2^63 where it has none
+_NO_ESTIMATE = 2**62  # the compiler writes a number near 2^63 if it has no estimate
 
 
 class Lowering(Trainer):
-    """Lowers all that a run compiles, and compiles nothing.
+    """Lowers everything that a run compiles, but compiles nothing.
 
     Attributes:
-      lowered: by the name of the trainer's function, with the size of its batch. The first step is
-        that of a full batch, so a smaller one is left out.
+      lowered: the lowered program and its batch size, by the name of the trainer's function. Only
+        the first step is kept, which takes a full batch.
     """
 
     def __init__(self, *args: Any):
@@ -49,10 +49,10 @@ def find_devices(topology: str) -> list[jax.Device]:
     """Returns the devices of a topology such as 'v5e:2x2'.
 
     Raises:
-      UserError: libtpu does not know it.
+      UserError: libtpu does not know the topology.
     """
     shape = topology.partition(":")[2]
-    # A host of a TPU has four chips unless the topology is a single one.
+    # A TPU host has four chips, unless the topology is a single chip.
     options = {"chips_per_host_bounds": (1, 1, 1)} if set(shape.split("x")) == {"1"} else {}
     try:
         return topologies.get_topology_desc(topology, "tpu", **options).devices
@@ -63,10 +63,11 @@ def find_devices(topology: str) -> list[jax.Device]:
 
 
 def pretend(to_have: Sequence[jax.Device]) -> None:
-    """Lets the project find these devices, as it would in a process on one of their hosts.
+    """Makes the project find these devices, as it would in a process on one of their hosts.
 
-    It asks JAX for them by these functions; JAX itself, when it lowers, looks at the devices of the
-    mesh alone. Nothing can be put on devices that are not there, and lowering needs only shapes.
+    The project asks JAX for devices through these functions; JAX's own lowering looks only at the
+    devices of the mesh. Nothing can be put on devices that do not exist, so `put` returns shapes,
+    which are all that lowering needs.
     """
     jax.devices = lambda: to_have
     jax.device_count = lambda: len(to_have)
@@ -76,7 +77,7 @@ def pretend(to_have: Sequence[jax.Device]) -> None:
 
 
 def describe(program: jax.stages.Compiled) -> dict[str, Any]:
-    """Returns what the compiler says of a program: `read`, and the bytes it needs on a device."""
+    """Returns what `read` finds in a program, and the bytes that it needs on a device."""
     memory = program.memory_analysis()
     arguments = memory.argument_size_in_bytes + memory.output_size_in_bytes
     return {
@@ -87,12 +88,12 @@ def describe(program: jax.stages.Compiled) -> dict[str, Any]:
 
 
 def read(text: str) -> dict[str, Any]:
-    """Returns what the text of a program compiled for a TPU says.
+    """Reads the text of a program compiled for a TPU.
 
     Returns:
-      'cycles': estimated by the compiler, by operation; the passes of a loop count as one.
-      'collectives': their number by kind.
-      'gathers': the number of gathers, which have no estimate.
+      'cycles': the compiler's estimate for each operation; a loop counts as a single pass.
+      'collectives': the number of collectives of each kind.
+      'gathers': the number of gathers, for which there is no estimate.
     """
     cycles: collections.Counter[str] = collections.Counter()
     for line in text.splitlines():
@@ -109,7 +110,7 @@ def read(text: str) -> dict[str, Any]:
 
 
 def main(config: ConfigDict, topology: str) -> None:
-    """Answers 'step' and 'evaluation' with the description of the compiled program."""
+    """Serves 'step' and 'evaluation': compiles the program and describes it."""
     found = find_devices(topology)
     pretend(found)
     size = _NUM_TRAIN - config.dataset.validation_size
@@ -133,5 +134,5 @@ if __name__ == "__main__":
     except UserError as problem:
         print(problem, file=sys.stderr)
         sys.exit(2)
-    except jax.errors.JaxRuntimeError as problem:  # too little memory, say
+    except jax.errors.JaxRuntimeError as problem:  # for example, too little memory
         sys.exit(str(problem).splitlines()[0])

@@ -1,7 +1,7 @@
-"""The benchmark's worker processes: one per implementation, timed in turns by the benchmark.
+"""The benchmark's worker processes: one per implementation, timed in turn by the benchmark.
 
-A worker describes itself in a line of JSON. It then answers each line that names a task with
-another: the seconds that the task took, say.
+A worker first prints a line of JSON that describes it. It then reads names of tasks, one per line,
+and answers each with a line of JSON, usually the seconds that the task took.
 """
 
 import contextlib
@@ -19,20 +19,20 @@ from typing import Any
 
 from mnist_flax.errors import UserError
 
-_LEAST_SECONDS = 0.2  # of a measurement; faster tasks are repeated within it
+_LEAST_SECONDS = 0.2  # length of a measurement; faster tasks are repeated within it
 
 
 class Worker:
-    """A process that answers by `serve`, seen from the benchmark.
+    """Starts a process that runs `serve`, and asks it for measurements.
 
     Args:
-      module: of this package.
-      settings: its only argument, as JSON.
-      env: variables of its environment that differ from ours.
-      name: what a person calls it.
+      module: the module of this package to run.
+      settings: its only argument, which is passed as JSON.
+      env: the environment variables that differ from ours.
+      name: its name in error messages.
 
     Attributes:
-      about: its own description.
+      about: the worker's description of itself.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Worker:
             raise
 
     def measure(self, task: str) -> Any:
-        """Returns seconds; bytes for 'memory', seconds per FLOP for 'matmul'.
+        """Returns the seconds of a task, except for 'memory' (bytes) and 'matmul' (s per FLOP).
 
         Raises:
-          UserError: the process has ended; the message is its last line, or the signal.
+          UserError: the process has ended; the message gives its last line or the signal.
         """
         with contextlib.suppress(BrokenPipeError):
             print(task, file=self._process.stdin, flush=True)
@@ -76,7 +76,7 @@ class Worker:
         self._errors.close()
 
     def _answer(self) -> Any:
-        assert self._process.stdout is not None  # it is a pipe
+        assert self._process.stdout is not None  # because it is a pipe
         line = self._process.stdout.readline()
         if line:
             return json.loads(line)
@@ -85,7 +85,7 @@ class Worker:
             raise UserError(f"{self._name} has crashed: {signal.Signals(-status).name}")
         self._errors.seek(0)
         last = (self._errors.read().strip().splitlines() or ["it printed nothing"])[-1]
-        # By its own UserError, or by any other.
+        # Status 2 means that the worker raised a UserError.
         raise UserError(last if status == 2 else f"{self._name} has ended: {last}")
 
 
@@ -103,18 +103,18 @@ def timed(run: Callable[[], Any], wait: Callable[[Any], Any]) -> Callable[[], fl
     calls = max(1, round(_LEAST_SECONDS / seconds(1)))
 
     def measure() -> float:
-        seconds(1)  # the caches and the free memory were the others' until now
+        seconds(1)  # warms up, because the other workers have used the caches and the memory
         return seconds(calls)
 
     return measure
 
 
 def serve(about: dict[str, Any], prepare: Callable[[str], Callable[[], Any]]) -> None:
-    """Answers the benchmark until it hangs up.
+    """Answers the benchmark until it closes the pipe.
 
     Args:
-      about: what this worker is.
-      prepare: returns a task by its name; called when the task is first asked for.
+      about: the description of this worker.
+      prepare: returns a task, given its name; called when the task is first requested.
     """
     # Answers go to standard output; what libraries print goes to standard error.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
@@ -128,6 +128,6 @@ def serve(about: dict[str, Any], prepare: Callable[[str], Callable[[], Any]]) ->
 
 
 def peak_memory() -> int:
-    """Returns the most memory that this process has held so far, bytes."""
+    """Returns the most memory that this process has used so far, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
