@@ -115,7 +115,7 @@ def _test(classifier: "Classifier") -> None:
       UserError: the data are not the data of the run.
     """
     from mnist_flax import data
-    from mnist_flax.run.workdir import check_data
+    from mnist_flax.run.resuming import check_data
 
     about, config = classifier.about, classifier.config.dataset
     config.manual_dir = _MANUAL_DIR.value or _if_folder(config.manual_dir)

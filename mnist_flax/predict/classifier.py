@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from mnist_flax import data, optimizer, step
 from mnist_flax.errors import UserError
 from mnist_flax.run import configs
-from mnist_flax.run.checkpoint import DIGESTS, read, read_history
+from mnist_flax.run.checkpoint import DIGESTS, explain, read, read_history
 from mnist_flax.run.history import History
 from mnist_flax.run.workdir import DATASET
 from mnist_flax.runtime import compilation, devices
@@ -127,19 +128,16 @@ def load(workdir: str, checkpoint: str = "") -> Classifier:
     except UserError:
         raise
     except Exception as error:  # Orbax raises many types of errors for damaged files
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} cannot be read: {reason}; choose another --checkpoint") from None
+        reason = f"{path} cannot be read: {explain(error)}"
+        raise UserError(f"{reason}; choose another --checkpoint") from None
     return Classifier(config, about, state, history)
 
 
 def _config(folder: pathlib.Path) -> ConfigDict:
     """Returns the configuration of a run; fields newer than the run have their defaults."""
     values = configs.default_values() | configs.flatten(_json(folder / "config.json"))
-    config: dict[str, Any] = {}
-    for name, value in values.items():
-        group, _, field = name.rpartition(".")
-        (config.setdefault(group, {}) if group else config)[field] = _as_tuples(value)
-    return ConfigDict(config)
+    tuples = {name: _as_tuples(value) for name, value in values.items()}
+    return ConfigDict(traverse_util.unflatten_dict(tuples, sep="."))
 
 
 def _about(folder: pathlib.Path) -> About:

@@ -75,7 +75,7 @@ class Checkpoints:
             try:
                 state, history = read(path, like)
             except Exception as error:  # Orbax raises many kinds for damaged files
-                damaged[path] = _explain(error)
+                damaged[path] = explain(error)
                 continue
             for other, reason in damaged.items():
                 warn(f"warning: the checkpoint {other} is damaged: {reason}")
@@ -107,6 +107,11 @@ class Checkpoints:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._manager = _create_manager(self._folder, self._keep, self._keep_best)
         arrays = _arrays(state, history)
+        details = {
+            "run_id": history.run_id,
+            "data": history.data,
+            "records": list(history.records),
+        }
         # In every process, so that none waits for one that finds no room.
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
         _check_room(self._folder, _ROOM_FACTOR * size + _ROOM_BYTES)
@@ -114,7 +119,7 @@ class Checkpoints:
             history.epoch,
             args=ocp.args.Composite(
                 arrays=ocp.args.StandardSave(arrays),
-                details=ocp.args.JsonSave(_details(history)),
+                details=ocp.args.JsonSave(details),
             ),
             metrics={"accuracy": history.last_accuracy, "epoch": history.epoch},
             force=True,
@@ -122,14 +127,6 @@ class Checkpoints:
         self._manager.wait_until_finished()
         if hosts.is_main():
             _write_digests(self._folder / str(history.epoch))
-
-
-def cannot_save(epoch: int, folder: pathlib.Path, error: Exception) -> UserError:
-    """Returns the error for an epoch that could not be saved in a run's folder."""
-    return UserError(
-        f"epoch {epoch} cannot be saved in {folder}: {_explain(error)}; "
-        "what was saved before is still there"
-    )
 
 
 def _create_manager(folder: pathlib.Path, keep: int, keep_best: bool) -> Any:
@@ -163,16 +160,6 @@ def _arrays(state: Any, history: History) -> dict[str, Any]:
     if history.losses.size:  # Orbax cannot save empty arrays
         arrays |= {"losses": history.losses, "accuracies": history.accuracies}
     return arrays
-
-
-def _details(history: History) -> dict[str, Any]:
-    return {
-        "epoch": history.epoch,
-        "best": history.best,
-        "records": list(history.records),
-        "run_id": history.run_id,
-        "data": history.data,
-    }
 
 
 def read(path: pathlib.Path, like: Any) -> tuple[Any, History]:
@@ -270,7 +257,7 @@ def _put_aside(folder: pathlib.Path) -> None:
             raise UserError(f"{folder} cannot be put aside: {error.strerror}") from None
 
 
-def _explain(error: Exception) -> str:
+def explain(error: Exception) -> str:
     """Returns the system's message if there is one, otherwise the first line of Orbax's."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

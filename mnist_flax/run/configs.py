@@ -6,6 +6,7 @@ import sys
 import types
 from typing import Any
 
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 RECIPES = pathlib.Path(__file__).parents[2] / "configs"  # next to the package, installed or not
@@ -26,12 +27,7 @@ def default_values() -> dict[str, Any]:
     return flatten(importlib.import_module("configs.default").get_config())
 
 
-def flatten(config: ConfigDict | dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: ConfigDict | dict[str, Any]) -> dict[str, Any]:
     """Returns the values by field name, such as 'model.norm'."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, ConfigDict | dict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+    values = config.to_dict() if isinstance(config, ConfigDict) else config
+    return traverse_util.flatten_dict(values, sep=".")

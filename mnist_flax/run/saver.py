@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from mnist_flax.errors import UserError
-from mnist_flax.run.checkpoint import Checkpoints, cannot_save
+from mnist_flax.run.checkpoint import Checkpoints, explain
 from mnist_flax.run.history import History
 from mnist_flax.runtime import hosts
 from mnist_flax.runtime.background import Background
@@ -87,7 +87,10 @@ class Saver:
             self.saved_epochs = history.epoch
             then()
         except Exception as error:  # from the system, Orbax or `then`
-            raise cannot_save(history.epoch, self._folder.parent, error) from None
+            raise UserError(
+                f"epoch {history.epoch} cannot be saved in {self._folder.parent}: "
+                f"{explain(error)}; what was saved before is still there"
+            ) from None
 
 
 def _like(leaf: jax.Array) -> jax.ShapeDtypeStruct:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import math
+import os
 import pathlib
 import secrets
 import time
@@ -25,9 +26,10 @@ from mnist_flax.run import fields
 from mnist_flax.run.checkpoint import snapshot
 from mnist_flax.run.configs import default_values, flatten
 from mnist_flax.run.history import History
+from mnist_flax.run.resuming import check_data
 from mnist_flax.run.saver import Saver
 from mnist_flax.run.summary import describe, summarize
-from mnist_flax.run.workdir import DATASET, REPLICAS, Files, Workdir, check_data, check_workdir
+from mnist_flax.run.workdir import DATASET, REPLICAS, Files, Workdir, check_workdir
 from mnist_flax.runtime import compilation, hosts, memory, process, signals
 from mnist_flax.runtime.signals import Interrupted, LostProcess
 
@@ -300,7 +302,7 @@ def _agree_on(path: pathlib.Path) -> pathlib.Path:
     path = pathlib.Path(hosts.gather(str(path.absolute()))[0])
     with hosts.together():
         deadline = time.monotonic() + _SHARED_SECONDS
-        while not (path / "config.json").exists():
+        while not os.path.exists(path / "config.json"):
             if time.monotonic() > deadline:
                 raise UserError(
                     f"process {jax.process_index()} does not see {path}, the workdir of process "

@@ -11,8 +11,8 @@ from typing import Any
 from mnist_flax.errors import UserError
 from mnist_flax.evaluate import Evaluation
 from mnist_flax.report.observers import Observer
-from mnist_flax.run.configs import default_values, flatten
 from mnist_flax.run.history import History
+from mnist_flax.run.resuming import MayDiffer, check_same, may_extend
 from mnist_flax.runtime.files import expand, is_not_offered, is_url, sync, write_whole
 
 try:
@@ -20,10 +20,6 @@ try:
 except ImportError:  # Windows has no such lock
     fcntl = None  # type: ignore[assignment]
 
-# Whether a field, given by name, may differ between flat configurations: the old and the new one.
-MayDiffer = Callable[[str, dict[str, Any], dict[str, Any]], bool]
-
-_NAMED = 8  # how many differing fields an error names
 DATASET = "dataset.json"
 REPLICAS = "replicas"  # in the folder of a study
 
@@ -37,7 +33,7 @@ class Workdir:
     """
 
     def __init__(
-        self, path: str, config: dict[str, Any], may_differ: MayDiffer | None = None
+        self, path: str, config: dict[str, Any], may_differ: MayDiffer = may_extend
     ) -> None:
         """Creates the folder, a dated one if `path` is empty, or opens it to resume the run in it.
 
@@ -147,34 +143,13 @@ class Files(Observer):
         self._folder.write_json("summary.json", summary)
 
 
-def is_free(name: str) -> bool:
-    """Whether no result depends on a field, so that it may change whenever a run resumes.
-
-    The source of the data may change because the data themselves are compared.
-    """
-    return name.startswith(("study.", "wandb.")) or name in (
-        *("checkpoint.keep", "dataset.data_dir", "dataset.manual_dir", "dataset.source"),
-    )
-
-
-def may_extend(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether a run may resume with another value of a field: a free field, or more epochs.
-
-    More epochs are refused if the learning rate depends on their number.
-    """
-    if name != "num_epochs":
-        return is_free(name)
-    is_extensible = now["optimizer.schedule"] == "exponential" and not now["optimizer.warmup"]
-    return is_extensible and isinstance(before.get(name), int) and 0 < before[name] < now[name]
-
-
-def check_workdir(path: str, config: dict[str, Any], may_differ: MayDiffer | None = None) -> None:
+def check_workdir(path: str, config: dict[str, Any], may_differ: MayDiffer = may_extend) -> None:
     """Checks, before anything is written, that a run of `config` can start or resume in `path`.
 
     Args:
       path: see `Workdir`.
       config: the whole configuration.
-      may_differ: `may_extend` if None.
+      may_differ: which fields may differ from those of the run in `path`.
 
     Raises:
       UserError: it holds a run with another configuration, or cannot be written or created.
@@ -184,73 +159,15 @@ def check_workdir(path: str, config: dict[str, Any], may_differ: MayDiffer | Non
             f"--workdir={path} is a URL; allowed: a folder, such as one where the bucket is mounted"
         )
     folder = expand(path or "runs")
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    parents = (folder, *folder.absolute().parents)
+    existing = next(parent for parent in parents if os.path.exists(parent))
     if not existing.is_dir():
         raise UserError(f"--workdir={folder}: {existing} is not a folder; allowed: a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--workdir={folder}: {existing} cannot be written")
     before = _read_config(folder) if path else None
     if before is not None:
-        check_same(f"--workdir={folder}", before, config, may_differ or may_extend)
-
-
-def check_same(
-    where: str,
-    before: dict[str, Any],
-    config: dict[str, Any],
-    may_differ: MayDiffer,
-    allowed: str = "the same configuration, or a larger config.num_epochs, or a new folder",
-) -> None:
-    """Checks that two configurations are the same, except for fields that may differ.
-
-    A field that `before` lacks, because the field is newer, counts as having its default.
-
-    Args:
-      where: what holds `before`, for the error.
-      before: the existing configuration.
-      config: the configuration to compare with it.
-      may_differ: which fields may differ.
-      allowed: what to do about it, for the error.
-
-    Raises:
-      UserError: names `where`, and the fields that differ.
-    """
-    now = flatten(_as_json(config))
-    defaults = _as_json(default_values())
-    before = {name: defaults[name] for name in now if name in defaults} | flatten(before)
-    differing = [
-        name
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name) and not may_differ(name, before, now)
-    ]
-    if differing:
-        fields = [
-            f"config.{name}={before.get(name)!r} (now {now.get(name)!r})"
-            for name in differing
-            if name.isprintable()
-        ]
-        named = ", ".join(fields[:_NAMED])
-        named += f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
-        raise UserError(f"{where} holds a run with {named}; allowed: {allowed}")
-
-
-def check_data(where: str, before: str, now: str, allowed: str = "a new folder") -> None:
-    """Checks that the run in `where` was trained on the same data.
-
-    Args:
-      where: what holds the run, for the error.
-      before: the identity of its data, or only their title, as older versions wrote it.
-      now: the identity of the present data.
-      allowed: what else to do than use the same data, for the error.
-
-    Raises:
-      UserError: the data differ.
-    """
-    if not now.startswith(before):
-        raise UserError(
-            f"{where} holds a run on {before}, but the data are now {now}; allowed: the same data, "
-            f"or {allowed}"
-        )
+        check_same(f"--workdir={folder}", before, config, may_differ)
 
 
 def _read_config(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -265,10 +182,6 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any] | None:
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a run's configuration; allowed: a new folder")
     return config
-
-
-def _as_json(config: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(config))
 
 
 def _line(record: dict[str, Any]) -> str:

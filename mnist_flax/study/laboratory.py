@@ -20,16 +20,10 @@ from mnist_flax.run import fields
 from mnist_flax.run.checkpoint import snapshot
 from mnist_flax.run.configs import flatten
 from mnist_flax.run.history import History
+from mnist_flax.run.resuming import check_data, check_same, is_free
 from mnist_flax.run.saver import Saver
 from mnist_flax.run.summary import versions
-from mnist_flax.run.workdir import (
-    REPLICAS,
-    Workdir,
-    check_data,
-    check_same,
-    check_workdir,
-    is_free,
-)
+from mnist_flax.run.workdir import REPLICAS, Workdir, check_workdir
 from mnist_flax.runtime import compilation, devices, memory, signals
 from mnist_flax.runtime.signals import Interrupted
 from mnist_flax.study.findings import Findings

@@ -47,6 +47,17 @@ def test_it_answers_as_the_run_did(finished, test_split):
     assert loss == pytest.approx(summary["final_test_loss"], rel=1e-5)
 
 
+def test_a_recipe_with_variants(finished, tmp_path, test_split):
+    """A run of a study's recipe: its configuration holds the variants, and their names anything."""
+    folder = shutil.copytree(finished, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    config["study"]["variants"] = {"layer 0.5": {"model": {"norm": "layer"}}}
+    (folder / "config.json").write_text(json.dumps(config))
+    images = test_split.images[:3]
+    expected = predict.load(str(finished))(images)
+    np.testing.assert_array_equal(predict.load(str(folder))(images), expected)
+
+
 def test_one_image_or_none(finished, test_split):
     classifier = predict.load(str(finished))
     every = classifier(test_split.images[:3])

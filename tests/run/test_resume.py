@@ -59,7 +59,6 @@ def test_what_a_run_leaves(finished):
     assert best["epoch"] in epochs(finished) and len(epochs(finished)) <= 3
     assert arrays(finished)["state/step"] == 4 * 63
     details = json.loads((finished / "checkpoints/4/details/metadata").read_text())
-    assert (details["epoch"], details["best"]["epoch"]) == (4, best["epoch"])
     assert [r["epoch"] for r in details["records"]] == [1, 2, 3, 4]
 
 

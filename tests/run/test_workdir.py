@@ -73,6 +73,11 @@ def test_checking_makes_nothing(tmp_path):
         check_workdir(str(tmp_path / "file" / "run"), {})
 
 
+def test_a_name_that_the_system_refuses():
+    with pytest.raises(UserError, match=r"config\.json cannot be read: .*File name too long"):
+        Workdir("a" * 300, {})
+
+
 def test_an_unwritable_folder_is_refused(tmp_path, monkeypatch):
     # Root may write anywhere, so fake the system's answer.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
