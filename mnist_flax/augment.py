@@ -114,7 +114,7 @@ def _source_points(params: AffineParams, height: int, width: int) -> tuple[jax.A
 
 
 def _pixels(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Reads `images` at whole-numbered positions `[batch, height, width]`; 0 outside."""
+    """Reads `images` at integer positions `[batch, height, width]`; 0 outside."""
     batch, height, width, channels = images.shape
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     # One flat index per pixel: every backend gathers fast along one axis.

@@ -25,7 +25,7 @@ class Dataset(NamedTuple):
     validation: Split | None  # the images set aside, if any
     test: Split
     mean: float  # of all training pixels scaled to 0..1, to four decimals
-    std: float  # likewise
+    std: float  # of the same pixels
     note: str = ""  # why the sample is used; empty if it is not
 
     @property

@@ -12,7 +12,7 @@ def create_schedule(config: ConfigDict, steps_per_epoch: int, num_epochs: int) -
     """Returns the learning rate as a function of the step.
 
     It rises linearly over the first `warmup` (0..1) of all steps, then follows `schedule`.
-    'exponential' multiplies by `learning_rate_decay` at the end of every epoch; 'linear' and
+    'exponential' multiplies it by `learning_rate_decay` at the end of every epoch; 'linear' and
     'cosine' (Loshchilov and Hutter, 2017, arXiv 1608.03983) fall to 0 at the end of the run.
     'linear' with a warm-up is a one-cycle schedule (Smith and Topin, 2018, arXiv 1708.07120).
 

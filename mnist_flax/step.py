@@ -115,7 +115,7 @@ def predict(
     """Returns the logits of uint8 images, float32 `[batch, classes]`.
 
     If `evaluation.num_views` is above 1, they are the logarithms of the probabilities averaged
-    over the image and its random maps.
+    over the image and random maps of it.
     """
 
     def apply(images: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Puts the data on the devices, compiles step and prediction, and trains an epoch."""
+"""Puts the data on the devices, compiles the step and the prediction, and trains an epoch."""
 
 import functools
 import math

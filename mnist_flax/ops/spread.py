@@ -30,7 +30,7 @@ def apply(
     Args:
       function: each of several devices calls it with its part of the batch; it must sum over
         `axis_name()` whatever concerns the whole batch, except for gradients.
-      variables: the network's.
+      variables: the network's variables.
       x: `[batch, ...]`.
       **options: with `mutable`, the result is rows of the batch and the updated variables, else
         only rows.

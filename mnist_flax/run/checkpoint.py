@@ -74,7 +74,7 @@ class Checkpoints:
         for path in sorted(folders, key=lambda path: int(path.name), reverse=True):
             try:
                 state, history = read(path, like)
-            except Exception as error:  # Orbax raises many kinds for damaged files
+            except Exception as error:  # Orbax raises many kinds of error for damaged files
                 damaged[path] = explain(error)
                 continue
             for other, reason in damaged.items():
@@ -233,7 +233,7 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def _check_room(folder: pathlib.Path, size: int) -> None:
-    """Raises OSError unless there is room for `size` bytes, within quotas too.
+    """Raises OSError unless the disk and its quotas have room for `size` bytes.
 
     If Orbax fails half-way, it fills the screen with the tracebacks of its threads.
     """

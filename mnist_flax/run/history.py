@@ -17,7 +17,7 @@ class History:
     Attributes:
       run_id: W&B's identifier of the run.
       data: the identity of the training data, or in a study the digest of a recipe.
-      records: one per epoch: a line of metrics.jsonl, or in a study those of several replicas.
+      records: one per epoch: a line of metrics.jsonl; in a study, the records of several replicas.
       losses: the loss of each step, float32 `[steps]`.
       accuracies: the accuracy of each step, 0..1, float32 `[steps]`.
     """
@@ -35,7 +35,7 @@ class History:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The best epoch's record, of equals the first; None if no epoch is finished."""
+        """The best epoch's record, the first of equal ones; None if no epoch is finished."""
         return max(self.records, key=_accuracy, default=None)
 
     @property

@@ -74,7 +74,7 @@ class Saver:
         except UserError as error:
             return error
         except TimeoutError:
-            self._background.close(timeout=0)  # which gives it up
+            self._background.close(timeout=0)  # abandons it
         return None
 
     def close(self) -> None:

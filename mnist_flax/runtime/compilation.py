@@ -48,7 +48,7 @@ def find_devices() -> None:
     """Makes JAX find its devices.
 
     Raises:
-      UserError: JAX cannot use those that the environment asks for.
+      UserError: JAX cannot use the devices that the environment asks for.
     """
     try:
         jax.devices()

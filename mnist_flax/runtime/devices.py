@@ -42,7 +42,7 @@ def check_batch_size(batch_size: int, num_images: int) -> None:
     elif batch_size % count:
         below = batch_size // count * count
         nearest = [str(size) for size in (below, below + count) if 0 < size <= num_images]
-        allowed = f"a multiple of the {count} devices, nearest {' and '.join(nearest) or 'none'}"
+        allowed = f"a multiple of the {count} devices (nearest: {' and '.join(nearest) or 'none'})"
     else:
         return
     raise refused("config.batch_size", batch_size, allowed)

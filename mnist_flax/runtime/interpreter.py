@@ -1,4 +1,4 @@
-"""Tells whether Python ends with the command or goes on after it, as in a notebook."""
+"""Tells whether Python ends with the command or keeps running, as in a notebook."""
 
 import sys
 

@@ -112,7 +112,7 @@ def _join(
             process_id,
             # An empty list means all; by default, JAX takes the one with this process's rank.
             local_device_ids=None if "JAX_LOCAL_DEVICE_IDS" in os.environ else gpus,
-            initialization_timeout=2 * _JOIN_SECONDS,  # JAX would end the process
+            initialization_timeout=2 * _JOIN_SECONDS,  # longer than ours: JAX would end the process
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )

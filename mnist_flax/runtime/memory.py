@@ -41,7 +41,7 @@ def exhausted(error: BaseException | None) -> UserError | None:
         return None
     reason = (str(error).splitlines() or ["Out of memory"])[0].removeprefix("RESOURCE_EXHAUSTED: ")
     return UserError(
-        f"it does not fit in the memory of the device ({reason.rstrip('.')}); "
+        f"the program does not fit in the memory of the device ({reason.rstrip('.')}); "
         "lower config.batch_size, or narrow config.model.channels"
     )
 

@@ -10,7 +10,7 @@ import time
 
 from mnist_flax.errors import UserError
 
-_GREETING = "mnist_flax"  # begins every message, to tell them from those of strangers
+_GREETING = "mnist_flax"  # begins every message, so that strangers are recognised
 _LINE = 500  # longest message, in characters
 _STRANGER_SECONDS = 2  # for a new connection to identify itself
 _LATE_SECONDS = 5  # for processes that start later to learn what is wrong

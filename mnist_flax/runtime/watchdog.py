@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-SECONDS = 15  # of silence; gRPC, which JAX uses, gives up a connection after 20
+SECONDS = 15  # of silence before a loss is reported; gRPC, which JAX uses, gives up after 20
 _BEAT, _GOODBYE = b".", b"!"
 _CONNECT_SECONDS = 10
 

@@ -20,7 +20,7 @@ class Split(NamedTuple):
         return len(self.labels)
 
     def moments(self) -> tuple[float, float]:
-        """Returns the pixels' mean and standard deviation, scaled to 0..1, to four decimals."""
+        """Returns the mean and standard deviation of the pixels in 0..1, to four decimals."""
         # bincount takes 8 bytes per pixel, so it gets a thousand images at a time.
         chunks = np.array_split(self.images, max(len(self) // 1_000, 1))
         histogram = sum(np.bincount(chunk.ravel(), minlength=256) for chunk in chunks)
@@ -47,7 +47,7 @@ class Loaded(NamedTuple):
 
 
 class UnreachableError(Exception):
-    """The host of `files`, a list of names, cannot be reached; the message says why."""
+    """The host of the named `files` cannot be reached; the message says why."""
 
     def __init__(self, message: str, files: tuple[str, ...]):
         super().__init__(message)

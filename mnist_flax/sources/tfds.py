@@ -30,7 +30,7 @@ _UNPACKED_MNIST = {
 }
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # any other error is the network's
 _REACH_SECONDS = 5.0  # a host that has not answered by then counts as unreachable
-_STALL_SECONDS = 30.0  # likewise a download that stands still; TFDS would wait for ever
+_STALL_SECONDS = 30.0  # so does one that sends nothing for so long; TFDS would wait for ever
 
 
 def load(name: str, data_dir: str, manual_dir: str) -> Loaded:
@@ -85,7 +85,7 @@ def _builder(name: str, data_dir: str) -> Any:
     """Returns TFDS's builder for a data set; it also reads `data_dir`, by default TFDS's cache.
 
     Raises:
-      UserError: the folder is not one of this machine, or TFDS cannot read its own files in it.
+      UserError: the folder is not on this machine, or TFDS cannot read its own files in it.
     """
     # Imported here because it takes a second, which the sample does not need.
     import tensorflow_datasets as tfds
@@ -198,7 +198,7 @@ def _verify(path: pathlib.Path, name: str, size: int, checksum: str, discard: bo
     Args:
       path: the file, gzipped or not.
       name: the data set.
-      size: the bytes of the gzipped file.
+      size: the gzipped file's size in bytes.
       checksum: the SHA-256 of the gzipped file.
       discard: whether the file can be downloaded again.
     """

@@ -73,8 +73,8 @@ def test_a_batch_that_devices_do_not_divide_is_refused(run_main, tmp_path):
     done = run_main(*TINY, "--config.batch_size=100", f"--workdir={tmp_path}/run", **on_devices(8))
     assert done.returncode == 2
     assert done.stderr == (
-        "error: config.batch_size=100 is not allowed; allowed: a multiple of the 8 devices, "
-        "nearest 96 and 104\n"
+        "error: config.batch_size=100 is not allowed; allowed: a multiple of the 8 devices "
+        "(nearest: 96 and 104)\n"
     )
     assert not (tmp_path / "run").exists()
 
@@ -83,10 +83,10 @@ def test_a_batch_that_devices_do_not_divide_is_refused(run_main, tmp_path):
     ("batch_size", "num_images", "allowed"),
     [
         (4_000, 4_000, None),
-        (3_999, 4_000, "a multiple of the 8 devices, nearest 3992 and 4000"),
-        (3_999, 3_999, "a multiple of the 8 devices, nearest 3992"),
-        (3, 4_000, "a multiple of the 8 devices, nearest 8"),
-        (3, 7, "a multiple of the 8 devices, nearest none"),
+        (3_999, 4_000, "a multiple of the 8 devices (nearest: 3992 and 4000)"),
+        (3_999, 3_999, "a multiple of the 8 devices (nearest: 3992)"),
+        (3, 4_000, "a multiple of the 8 devices (nearest: 8)"),
+        (3, 7, "a multiple of the 8 devices (nearest: none)"),
         (4_008, 4_000, "at most the 4,000 training images"),
     ],
 )
