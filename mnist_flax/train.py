@@ -1,10 +1,8 @@
 """A run, from its configuration to the results in its folder."""
 
-import functools
-
 from ml_collections import ConfigDict
 
-from mnist_flax import augment, data
+from mnist_flax import data
 from mnist_flax.run.session import Session
 from mnist_flax.trainer import Trainer
 
@@ -28,9 +26,9 @@ def run(config: ConfigDict, workdir: str = "") -> None:
         with session.together():
             dataset = data.load(config.dataset, config.seed)
             trainer = Trainer(config, dataset)
-        session.open(dataset, functools.partial(augment.examples, config, dataset.train.images[0]))
+        session.open(dataset)
         session.line(trainer.compile())
-        state = session.restore(trainer.create_state(config.seed), len(trainer.batches))
+        state = session.restore(trainer.create_state(config.seed))
         results = None
         for epoch in session.epochs():
             state, metrics, seconds = trainer.train_epoch(state, epoch, session.on_step)

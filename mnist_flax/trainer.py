@@ -59,18 +59,17 @@ class Trainer:
           A line that names the devices and says how long compiling took.
         """
         started = time.perf_counter()
-        create = self._lower(self._create_state, self._seed_like)
-        shuffle = self._lower(self._shuffle, create.out_info, 0)
-        own = (create.out_info, shuffle.out_info)
+        create = self._lower(self._create_state, [self._seed_like])
+        shuffle = self._lower(self._shuffle, [create.out_info], 0)
 
         def lower_step(size: int) -> jax.stages.Lowered:
             train = functools.partial(self._train_step, size=size)
-            options = {"own": 2, "batch_size": size, "donate_argnums": 0}
-            return self._lower(train, *own, 0, *self._placed.train, **options)
+            shared, options = (0, *self._placed.train), {"batch_size": size, "donate_argnums": 0}
+            return self._lower(train, [create.out_info, shuffle.out_info], *shared, **options)
 
         def lower_predict() -> jax.stages.Lowered:
             images = self._placed.eval_batches["test"][0]
-            return self._lower(self._predict, create.out_info, images, batch_size=len(images))
+            return self._lower(self._predict, [create.out_info], images, batch_size=len(images))
 
         sizes = sorted({size for _, size in self.batches}, reverse=True)
         self._steps = {size: self.compiler.submit(lower_step, size) for size in sizes}
@@ -94,7 +93,7 @@ class Trainer:
         return self._creator(np.uint32(seed))
 
     def train_epoch(
-        self, state: TrainState, epoch: int, on_step: Callable[..., None]
+        self, state: TrainState, epoch: int, on_step: Callable[[int, StepMetrics | None], None]
     ) -> tuple[TrainState, StepMetrics, float]:
         """Trains on every image once.
 
@@ -102,7 +101,7 @@ class Trainer:
           state: donated; use the returned one instead.
           epoch: the epoch's number, from 1.
           on_step: called after every step, in every process, with the number of images so far, and
-            the step's loss and accuracy, or None if the host has not waited for them.
+            the step's metrics, or None if the host has not waited for them.
 
         Returns:
           The state, the metrics of each step, float32 `[steps]`, and the epoch's seconds, not
@@ -120,7 +119,7 @@ class Trainer:
                 jax.block_until_ready(history[-2:][0])
             waits = index % wait_every == 0 or index == len(self.batches)
             means = [float(np.mean(x)) for x in jax.device_get(metrics)] if waits else []
-            on_step(start + size, *(means or (None, None)))
+            on_step(start + size, StepMetrics(*means) if waits else None)
         each_step = StepMetrics(*map(np.stack, zip(*jax.device_get(history), strict=True)))
         return state, each_step, time.perf_counter() - self.compiler.seconds - started
 
@@ -146,9 +145,9 @@ class Trainer:
         The `metrics` of each step, `[steps]`, are averaged over all images; `results` are by split.
         """
         num_steps, sizes = len(self.batches), [size for _, size in self.batches]
-        loss, accuracy = (float(np.average(values, weights=sizes)) for values in metrics)
         record: dict[str, float] = {"epoch": epoch, "step": epoch * num_steps}
-        record |= {"train/loss": loss, "train/accuracy": accuracy}
+        for name, values in metrics._asdict().items():
+            record[f"train/{name}"] = float(np.average(values, weights=sizes))
         for name, result in results.items():
             record |= {f"{name}/loss": result.loss, f"{name}/accuracy": result.accuracy}
         record["learning_rate"] = float(self.schedule((epoch - 1) * num_steps))
@@ -176,8 +175,7 @@ class Trainer:
         return step.predict(state, devices.spread(images), **self._options)
 
     def _lower(
-        self, function: Callable, *args: Any, own: int = 1, batch_size: int = 1, **options: Any
+        self, function: Callable, own: list[Any], *shared: Any, **options: Any
     ) -> jax.stages.Lowered:
-        """Lowers one of these functions; its first `own` arguments belong to the run."""
-        del own
-        return devices.lower(function, *args, batch_size=batch_size, **options)
+        """Lowers one of these functions of arguments that belong to the run, and shared ones."""
+        return devices.lower(function, *own, *shared, **options)

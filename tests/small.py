@@ -36,7 +36,7 @@ def normalize(images: Any) -> Any:
     return data.normalize(images, mean=0.1307, std=0.3081)
 
 
-def ignore(images: int, loss: float | None, accuracy: float | None) -> None:
+def ignore(images: int, metrics: StepMetrics | None) -> None:
     """An `on_step` that does nothing."""
 
 

@@ -37,8 +37,8 @@ class Lowering(Trainer):
         super().__init__(*args)
         self.lowered: dict[str, tuple[jax.stages.Lowered, int]] = {}
 
-    def _lower(self, function: Callable, *args: Any, **options: Any) -> Any:
-        lowered = super()._lower(function, *args, **options)
+    def _lower(self, function: Callable, own: list[Any], *shared: Any, **options: Any) -> Any:
+        lowered = super()._lower(function, own, *shared, **options)
         name = getattr(function, "func", function).__name__
         self.lowered.setdefault(name, (lowered, options.get("batch_size", 1)))
         nothing = types.SimpleNamespace(memory_analysis=lambda: None)

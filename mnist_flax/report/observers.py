@@ -1,17 +1,17 @@
 """The observers of a run, all with the same four methods: pictures, page, W&B and console."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-import numpy as np
-
 from mnist_flax.data import Dataset
 from mnist_flax.evaluate import Evaluation
+from mnist_flax.report.page.content import CreateExamples
 from mnist_flax.report.progress import Progress
 from mnist_flax.report.tracking import Tracker
-from mnist_flax.runtime.background import IMPORTING, Background, lower_priority
+from mnist_flax.runtime.background import IMPORTING, Background, attempt, lower_priority
 from mnist_flax.runtime.files import write_whole
 
 _NUM_SHOWN = 20  # test digits in predictions.png
@@ -53,16 +53,14 @@ class Pictures(Observer):
     Attributes:
       folder: the folder of the PNG files.
       dataset: the data that the titles name, and the test images.
-      steps_per_epoch: places the steps on the axis of epochs.
       create_examples: returns an image and augmentations of it; None: draw no augmentation.png.
       warn: prints a line.
       drawn: for each kind of picture, the future bytes of the newest PNG.
     """
 
-    folder: Any
+    folder: pathlib.Path
     dataset: Dataset
-    steps_per_epoch: int
-    create_examples: Callable[[], tuple[np.ndarray, np.ndarray]] | None
+    create_examples: CreateExamples | None
     warn: Callable[[str], None]
 
     def __post_init__(self):
@@ -106,7 +104,7 @@ class Pictures(Observer):
         return figures.augmentation_sheet(*create(), self.dataset.title)
 
     def _curves(self, figures: Any, history: History) -> Any:
-        steps = (self.steps_per_epoch, history.losses, history.accuracies)
+        steps = (history.steps_per_epoch, history.losses, history.accuracies)
         return figures.curves(*steps, history.records, self.dataset.title)
 
     def _predictions(self, figures: Any, epoch: int, test: Evaluation) -> Any:
@@ -136,49 +134,25 @@ class Page(Observer):
     """Writes report.html at the end.
 
     Attributes:
-      path: the path of the file.
-      dataset: the data that the run was trained and tested on.
-      steps_per_epoch: the number of steps per epoch.
-      config: the configuration by field name, such as 'model.norm'.
-      default: the default recipe in the same form; empty if it is missing.
-      create_examples: as in `Pictures`.
-      command: the command that repeats the run; empty if Python code started it.
+      path: the file.
+      create_run: returns a `page.content.Run`, given what `finish` is given.
       warn: prints a line.
     """
 
-    path: Any
-    dataset: Dataset
-    steps_per_epoch: int
-    config: dict[str, Any]
-    default: dict[str, Any]
-    create_examples: Callable[[], tuple[np.ndarray, np.ndarray]] | None
-    command: str
+    path: pathlib.Path
+    create_run: Callable[..., Any]
     warn: Callable[[str], None]
 
     def finish(
         self, history: History, test: Evaluation, summary: dict[str, Any], variables: Any
     ) -> None:
-        # Runs on its own thread, so that an error becomes a warning and does not end the run.
-        background = Background(f"writing {self.path.name} failed", self.warn)
-        background.submit(self._write, history, test, summary, variables)
-        background.close()
+        results = {"history": history, "test": test, "summary": summary, "variables": variables}
+        attempt(f"writing {self.path.name} failed", self.warn, self._write, results)
 
-    def _write(self, history: History, test: Evaluation, summary: Any, variables: Any) -> None:
-        from mnist_flax.report.page import content, render
+    def _write(self, results: dict[str, Any]) -> None:
+        from mnist_flax.report.page import render  # jinja2 takes a while to import
 
-        run = content.Run(
-            config=self.config,
-            default=self.default,
-            dataset=self.dataset,
-            steps_per_epoch=self.steps_per_epoch,
-            history=history,
-            test=test,
-            summary=summary,
-            variables=variables,
-            examples=self.create_examples and self.create_examples(),
-            command=self.command,
-        )
-        write_whole(self.path, render.render(run))
+        write_whole(self.path, render.render(self.create_run(**results)))
 
 
 @dataclasses.dataclass
@@ -188,7 +162,6 @@ class WandB(Observer):
     Attributes:
       tracker: logs to the W&B run.
       dataset: holds the images for the table of misclassified digits.
-      steps_per_epoch: the number of steps per epoch.
       pictures: the pictures to log when they are drawn.
       page: the page to log at the end.
       models: the checkpoints to log: 'none', 'best' or 'all'.
@@ -197,7 +170,6 @@ class WandB(Observer):
 
     tracker: Tracker
     dataset: Dataset
-    steps_per_epoch: int
     pictures: Pictures
     page: Page
     models: str
@@ -240,7 +212,7 @@ class WandB(Observer):
 
     def _log_epoch(self, history: History, epoch: int) -> None:
         record = history.records[epoch - 1]
-        steps = slice((epoch - 1) * self.steps_per_epoch, epoch * self.steps_per_epoch)
+        steps = slice((epoch - 1) * history.steps_per_epoch, epoch * history.steps_per_epoch)
         first = steps.start + 1
         self.tracker.log_steps(first, history.losses[steps], history.accuracies[steps])
         # Each step already logs train/loss and train/accuracy, so the epoch's means are renamed.
@@ -271,7 +243,7 @@ class Console(Observer):
     progress: Progress
     num_epochs: int
     title: str
-    path: Any
+    path: pathlib.Path
     is_finished: bool
 
     def start(self, history: History) -> None:

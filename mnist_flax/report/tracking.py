@@ -148,9 +148,9 @@ class Tracker:
         def log() -> None:
             artifact = media.model(f"model-{self._run.id}", copy, epoch)
             self._run.log_artifact(artifact, aliases=["latest", *(["best"] if is_best else [])])
-            shutil.rmtree(copy, ignore_errors=True)
 
-        self._submit(log)
+        logged = self._background.submit(log)
+        logged.add_done_callback(lambda _: shutil.rmtree(copy, ignore_errors=True))
 
     def finish(
         self, summary: Mapping[str, Any], exit_code: int = 0, timeout: float | None = None

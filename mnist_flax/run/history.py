@@ -34,6 +34,11 @@ class History:
         return len(self.records)
 
     @property
+    def steps_per_epoch(self) -> int:
+        """The number of steps per epoch; at least one epoch must be finished."""
+        return self.records[0]["step"]
+
+    @property
     def best(self) -> dict[str, Any] | None:
         """The best epoch's record, the first of equal ones; None if no epoch is finished."""
         return max(self.records, key=_accuracy, default=None)

@@ -80,7 +80,7 @@ def check_data(where: str, before: str, now: str, allowed: str = "a new folder")
       where: what holds the run, for the error.
       before: the identity of its data, or only their title, as older versions wrote it.
       now: the identity of the present data.
-      allowed: what else to do than use the same data, for the error.
+      allowed: what to do instead of using the same data, for the error.
 
     Raises:
       UserError: the data differ.

@@ -8,18 +8,18 @@ import os
 import pathlib
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from mnist_flax import data
+from mnist_flax import augment, data
 from mnist_flax.errors import UserError
 from mnist_flax.evaluate import Evaluation
 from mnist_flax.report.observers import Console, Observer, Page, Pictures, WandB
+from mnist_flax.report.page import content
 from mnist_flax.report.progress import Progress
 from mnist_flax.report.tracking import Tracker, run_name
 from mnist_flax.run import fields
@@ -32,10 +32,9 @@ from mnist_flax.run.summary import describe, summarize
 from mnist_flax.run.workdir import DATASET, REPLICAS, Files, Workdir, check_workdir
 from mnist_flax.runtime import compilation, hosts, memory, process, signals
 from mnist_flax.runtime.signals import Interrupted, LostProcess
+from mnist_flax.step import StepMetrics, TrainState
 
 _SHARED_SECONDS = 10  # how long one host may take to see another's file
-
-CreateExamples = Callable[[], tuple[np.ndarray, np.ndarray]]
 
 
 class Session:
@@ -69,12 +68,11 @@ class Session:
                 check_workdir(self._given, self._config.to_dict())
         return self
 
-    def open(self, dataset: data.Dataset, create_examples: CreateExamples) -> None:
+    def open(self, dataset: data.Dataset) -> None:
         """Creates the folder, or opens the folder of the run to resume.
 
         Args:
           dataset: the data to train and test on.
-          create_examples: returns an image and augmentations of it, for a picture.
 
         Raises:
           UserError: the folder is in use or cannot be written, or the processes disagree.
@@ -83,7 +81,6 @@ class Session:
         hosts.check_same(hashlib.sha256(config.to_json().encode()).hexdigest(), "configuration")
         self._dataset, self._identity = dataset, dataset.identity
         hosts.check_same(self._identity, "dataset")
-        self._create_examples = create_examples
         self._path, self._folder = _open_folder(self._given, config, self._stack)
         self._progress = Progress(config.num_epochs, len(dataset.train), self._folder is None)
         self._stack.callback(self._progress.close)
@@ -95,13 +92,12 @@ class Session:
         """Prints a line, in process 0."""
         self._progress.line(text)
 
-    def restore(self, state: Any, steps_per_epoch: int) -> Any:
+    def restore(self, state: TrainState) -> TrainState:
         """Returns the state of the last complete checkpoint, or `state` for a new run.
 
         Raises:
           UserError: the checkpoints cannot be read, or come from other data.
         """
-        self._num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         self._saver = Saver(self._path / "checkpoints", self._config.checkpoint.keep)
         self._stack.callback(self._saver.close)
         run_id = hosts.gather(secrets.token_hex(4))[0]
@@ -112,13 +108,7 @@ class Session:
             check_data(f"--workdir={self._path}", self._history.data, self._identity)
             if self._folder is not None:
                 self._observers = _create_observers(
-                    self._config,
-                    self._dataset,
-                    self._folder,
-                    self._history,
-                    self._create_examples,
-                    steps_per_epoch,
-                    self._progress,
+                    self._config, self._dataset, self._folder, self._history, self._progress
                 )
             for observer in self._observers:
                 observer.start(self._history)
@@ -135,26 +125,28 @@ class Session:
             self._progress.start_epoch(epoch)
             yield epoch
 
-    def on_step(self, images: int, loss: float | None, accuracy: float | None) -> None:
+    def on_step(self, images: int, metrics: StepMetrics | None) -> None:
         """Shows how many images of the epoch are done, and stops the run if it has to.
 
-        Loss and accuracy (0..1) are the last step's, or None if the host has not waited for it.
+        The metrics are the last step's, or None if the host has not waited for it.
 
         Raises:
           UserError: the loss is no longer finite.
           Interrupted: a signal asked the run to stop.
         """
-        if loss is not None:
-            self._progress.update(images, loss, accuracy)
-            if not math.isfinite(loss):
+        if metrics is not None:
+            self._progress.update(images, metrics.loss, metrics.accuracy)
+            if not math.isfinite(metrics.loss):
                 raise _diverged(self._config, self._history.epoch + 1)
-        if loss is not None or jax.process_count() == 1:
+        if metrics is not None or jax.process_count() == 1:
             self._check_signals()
 
-    def end_epoch(self, state: Any, record: dict[str, Any], steps: Any, test: Evaluation) -> None:
+    def end_epoch(
+        self, state: TrainState, record: dict[str, Any], steps: StepMetrics, test: Evaluation
+    ) -> None:
         """Saves the state in the background, then tells the observers.
 
-        `record` is a line of metrics.jsonl; `steps` are losses and accuracies, `[steps]` each.
+        `record` is a line of metrics.jsonl; `steps` are the metrics of each step, `[steps]`.
 
         Raises:
           UserError: a number is not finite, or the previous epoch could not be saved.
@@ -162,10 +154,10 @@ class Session:
         if not all(map(math.isfinite, record.values())):
             raise _diverged(self._config, record["epoch"])
         self._saver.wait()
-        self._history = self._history.extended(record, *steps)
+        self._history = self._history.extended(record, steps.loss, steps.accuracy)
         self._save(state, test)
 
-    def finish(self, state: Any, test: Evaluation, compile_seconds: float) -> None:
+    def finish(self, state: TrainState, test: Evaluation, compile_seconds: float) -> None:
         """Waits for the last checkpoint, and writes the results."""
         self._saver.wait()
         self._check_signals()
@@ -173,9 +165,11 @@ class Session:
         if self._folder is None:
             return
         # A run that had already finished keeps its times, machine and versions.
-        summary = self._folder.read_summary() or summarize(
-            self._config, self._dataset, self._history, test, self._num_parameters, compile_seconds
-        )
+        summary = self._folder.read_summary() or {
+            **summarize(self._config, self._dataset, self._history, test),
+            "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            "compile_seconds": compile_seconds,
+        }
         variables = jax.device_get(state.eval_variables)
         for observer in self._observers:
             observer.finish(self._history, test, summary, variables)
@@ -196,7 +190,7 @@ class Session:
         if explained := memory.exhausted(error) or hosts.lost_process(error):
             raise explained from error
 
-    def _save(self, state: Any, test: Evaluation | None = None) -> None:
+    def _save(self, state: TrainState, test: Evaluation | None = None) -> None:
         def tell() -> None:
             """Runs on the saving thread, when the checkpoint is complete."""
             if test is not None:
@@ -233,8 +227,6 @@ def _create_observers(
     dataset: data.Dataset,
     folder: Workdir,
     history: History,
-    create_examples: CreateExamples,
-    steps_per_epoch: int,
     progress: Progress,
 ) -> list[Observer]:
     """Returns the observers of a run, in the order in which they are told.
@@ -243,20 +235,21 @@ def _create_observers(
     """
     line = progress.line
     folder.write_json(DATASET, describe(dataset))
-    examples = functools.cache(create_examples) if config.augment.enabled else None
-    pictures = Pictures(folder.figures, dataset, steps_per_epoch, examples, line)
+    create = functools.partial(augment.examples, config, dataset.train.images[0])
+    create_examples = functools.cache(create) if config.augment.enabled else None
+    pictures = Pictures(folder.figures, dataset, create_examples, line)
     is_finished = folder.is_finished and history.epoch >= config.num_epochs
     console = Console(progress, config.num_epochs, dataset.title, folder.path, is_finished)
-    page = Page(
-        folder.path / "report.html",
-        dataset,
-        steps_per_epoch,
-        {name: flatten(config)[name] for name in fields.FIELDS},
+    values = flatten(config)
+    create_run = functools.partial(
+        content.Run,
+        {name: values[name] for name in fields.FIELDS},
         default_values(),
-        examples,
         process.repeating_command(),
-        line,
+        dataset,
+        create_examples,
     )
+    page = Page(folder.path / "report.html", create_run, line)
     if is_finished:
         return [pictures, page, console]
     tracker = Tracker(
@@ -269,7 +262,7 @@ def _create_observers(
         say=line,
     )
     models = config.wandb.log_model
-    wandb = WandB(tracker, dataset, steps_per_epoch, pictures, page, models, line)
+    wandb = WandB(tracker, dataset, pictures, page, models, line)
     # W&B logs the pictures, and can stall: everything else is on the disk by then.
     return [pictures, Files(folder), page, wandb, console]
 

@@ -19,12 +19,7 @@ _PACKAGES.append("tensorflow-datasets")
 
 
 def summarize(
-    config: ConfigDict,
-    dataset: Dataset,
-    history: History,
-    test: Evaluation,
-    num_parameters: int,
-    compile_seconds: float,
+    config: ConfigDict, dataset: Dataset, history: History, test: Evaluation
 ) -> dict[str, Any]:
     """Returns the results of a finished run, in a form that JSON can hold."""
     records, best = history.records, history.best
@@ -50,11 +45,9 @@ def summarize(
         ),
         "confusion_matrix": test.confusion.tolist(),
         "misclassified": test.misclassified.tolist(),
-        "num_parameters": num_parameters,
         "devices": [device.device_kind for device in jax.devices()],
         "machine": f"{process.num_cpus()} CPUs, {process.processor()}",
         "finished": datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds"),
-        "compile_seconds": compile_seconds,
         "train_seconds": sum(record["seconds"] for record in records),
         "versions": versions(),
         "config": config.to_dict(),

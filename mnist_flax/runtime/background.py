@@ -27,6 +27,15 @@ IMPORTING = threading.Lock()
 _abandoned: list[threading.Thread] = []
 
 
+def attempt(what: str, warn: Callable[[str], None], job: Callable[..., Any], *args: Any) -> Any:
+    """Returns `job(*args)`; if it raises, returns None after a warning that begins with `what`."""
+    try:
+        return job(*args)
+    except Exception as error:
+        warn(_line(what, error))
+        return None
+
+
 def is_abandoned() -> bool:
     """Whether an abandoned job is still running.
 
@@ -105,6 +114,10 @@ class Background:
             future.set_result(job(*args))
         except Exception as error:
             if self._warn is not None and not self._failed and not self._given_up:
-                self._warn(f"{self._name}: {type(error).__name__}: {error}".splitlines()[0])
+                self._warn(_line(self._name, error))
             self._failed = True
             future.set_exception(error)
+
+
+def _line(what: str, error: Exception) -> str:
+    return f"{what}: {type(error).__name__}: {error}".splitlines()[0]

@@ -83,8 +83,7 @@ def compare(base: Sequence[float], variants: Sequence[Sequence[float]]) -> list[
     studies, and this one in 5 %. With two replicas of one group and five of another, this one may
     do so in 11 %.
 
-    A variant is not tested if it or the base has only one replica, or if neither varies. The
-    other variants are then compared as if it did not exist.
+    A variant is left out of the test if it or the base has only one replica, or if neither varies.
 
     Args:
       base: the errors of the base's replicas, `[n_base]`, 0 or more.

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from mnist_flax.data import Dataset
 from mnist_flax.run.configs import flatten
 from mnist_flax.run.workdir import Workdir
-from mnist_flax.runtime.background import Background
+from mnist_flax.runtime.background import attempt
 from mnist_flax.runtime.files import write_whole
 from mnist_flax.streams import Stream
 from mnist_flax.study import ensemble as ensembles
@@ -81,14 +81,9 @@ class Findings:
         now = datetime.datetime.now().astimezone()
         self._folder.write_json("study.json", self._content(rows, draws, now))
         self._folder.write("study.md", self._text.document(rows, draws, words, now))
-        drawing = Background("drawing failed", say)
-        figures = drawing.submit(self._draw, rows, draws)
-        drawing.close()
-        writing = Background("writing study.html failed", say)
-        writing.submit(
-            self._write_page, rows, words, now, {} if drawing.failed else figures.result()
-        )
-        writing.close()
+        figures = attempt("drawing failed", say, self._draw, rows, draws) or {}
+        page = (rows, words, now, figures)
+        attempt("writing study.html failed", say, self._write_page, *page)
         return words
 
     def _rows(self, replicas: Sequence[Replica]) -> list[Row]:

@@ -26,6 +26,7 @@ from mnist_flax.run.summary import versions
 from mnist_flax.run.workdir import REPLICAS, Workdir, check_workdir
 from mnist_flax.runtime import compilation, devices, memory, signals
 from mnist_flax.runtime.signals import Interrupted
+from mnist_flax.step import StepMetrics
 from mnist_flax.study.findings import Findings
 from mnist_flax.study.progress import StudyProgress
 from mnist_flax.study.recipes import recipes
@@ -209,7 +210,8 @@ class Study:
                     mine,
                 )
         finally:  # a signal must not lose a finished epoch
-            saver.abort()
+            if error := saver.abort():
+                self._progress.line(f"error: {error}")
             saver.close()
         self._store.discard(name, seeds)
 
@@ -246,9 +248,9 @@ class Study:
             f"{test['accuracy']:.2%}  {replica.train_seconds:.1f} s"
         )
 
-    def _on_step(self, images: int, loss: float | None, accuracy: float | None) -> None:
-        if loss is not None:
-            self._progress.update(images, loss, accuracy)
+    def _on_step(self, images: int, metrics: StepMetrics | None) -> None:
+        if metrics is not None:
+            self._progress.update(images, metrics.loss, metrics.accuracy)
         _check_signals()
 
     def _config_of(self, name: str, seed: int) -> ConfigDict:

@@ -74,13 +74,18 @@ class Replicas(Trainer):
         return max(program.memory() for program in (*self._steps.values(), self._predictor))
 
     def _lower(
-        self, function: Callable, *args: Any, own: int = 1, batch_size: int = 1, **options: Any
+        self,
+        function: Callable,
+        own: list[Any],
+        *shared: Any,
+        batch_size: int = 1,
+        **options: Any,
     ) -> jax.stages.Lowered:
-        """Lowers a run's function for all replicas; its first `own` arguments have their axis."""
+        """Lowers a run's function for all replicas; the arguments in `own` have their axis."""
         del batch_size  # a replica's batches stay on the devices of that replica
         groups = math.gcd(self.num_replicas, jax.device_count())
         mesh = Mesh(np.array(jax.devices()).reshape(groups, -1), (_AXIS, "copy"))
-        has_axis = [index < own for index in range(len(args))]
+        has_axis = [True] * len(own) + [False] * len(shared)
         specs = [PartitionSpec(_AXIS) if has else PartitionSpec() for has in has_axis]
         several = self.num_replicas > groups
         mapped = jax.shard_map(
@@ -96,7 +101,7 @@ class Replicas(Trainer):
             out_shardings=NamedSharding(mesh, PartitionSpec(_AXIS)),
             compiler_options=compilation.compiler_options(),
             **options,
-        ).lower(*map(devices.shapes, args))
+        ).lower(*map(devices.shapes, (*own, *shared)))
 
 
 class Pool:

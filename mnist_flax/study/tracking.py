@@ -1,5 +1,6 @@
 """Logs a study to Weights & Biases: a group with a run for each finished replica."""
 
+import concurrent.futures
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
@@ -49,10 +50,12 @@ class StudyTracking:
 
     def finish(self, check: Callable[[], None]) -> None:
         """Waits for W&B, calling `check` every second; `check` may raise."""
-        if not self._background.close(_SIGNAL_SECONDS):
+        sent = self._background.submit(lambda: None)
+        if not concurrent.futures.wait([sent], _SIGNAL_SECONDS).done:
             self._line("Waiting for W&B")
-        while not self._background.close(_SIGNAL_SECONDS):
+        while not concurrent.futures.wait([sent], _SIGNAL_SECONDS).done:
             check()
+        self._background.close()
         if self._is_offline:
             command = f"wandb sync {self._folder}/wandb/offline-*"
             self._line(f"W&B: the runs are kept offline; to upload them: {command}")

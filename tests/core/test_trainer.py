@@ -99,21 +99,20 @@ def test_an_epoch_is_plain_steps_over_the_shuffled_images(tiny_config):
 def test_the_host_hears_of_every_step_and_waits_for_a_few(trainer):
     """Calls of `on_step` that waited have the loss and accuracy of their step; the others None."""
     calls = []
-    _, metrics, seconds = trainer.train_epoch(
-        trainer.create_state(0), 1, lambda *args: calls.append(args)
-    )
+    state, on_step = trainer.create_state(0), lambda *args: calls.append(args)
+    _, metrics, seconds = trainer.train_epoch(state, 1, on_step)
     assert metrics.loss.shape == metrics.accuracy.shape == (21,)
     assert metrics.loss.dtype == np.float32 and seconds > 0
-    assert [images for images, *_ in calls] == [*range(16, 321, 16), NUM_IMAGES]
-    waits = {index: call[1:] for index, call in enumerate(calls) if call[1] is not None}
+    assert [images for images, _ in calls] == [*range(16, 321, 16), NUM_IMAGES]
+    waits = {index: of_step for index, (_, of_step) in enumerate(calls) if of_step is not None}
     assert 2 <= len(waits) <= 8 and max(waits) == 20
-    for index, (loss, accuracy) in waits.items():
-        assert loss == pytest.approx(metrics.loss[index])
-        assert accuracy == pytest.approx(metrics.accuracy[index])
+    for index, of_step in waits.items():
+        assert of_step.loss == pytest.approx(metrics.loss[index])
+        assert of_step.accuracy == pytest.approx(metrics.accuracy[index])
 
 
 def test_who_hears_of_a_step_may_stop_the_epoch(trainer):
-    def stop(images, loss, accuracy):
+    def stop(images, metrics):
         raise UserError(f"after {images}")
 
     with pytest.raises(UserError, match="after 16"):

@@ -98,12 +98,11 @@ def create_run(config: ConfigDict, test: Split, logits: np.ndarray, **changes: A
         config=flatten(config),
         default=flatten(default.get_config()),
         dataset=dataset,
-        steps_per_epoch=STEPS,
         history=history(2),
         test=result,
         summary=summary,
         variables=random_variables(config, test.images[:10]),
-        examples=examples,
+        create_examples=lambda: examples,
         command="python main.py",
     )
     return run._replace(**changes)

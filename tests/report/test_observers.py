@@ -49,7 +49,7 @@ class TestPictures:
         said = []
 
         def create(create_examples=lambda: (DATASET.train.images[0], DATASET.train.images[:29])):
-            return Pictures(tmp_path, DATASET, STEPS, create_examples, said.append)
+            return Pictures(tmp_path, DATASET, create_examples, said.append)
 
         create.said = said
         return create
@@ -137,7 +137,7 @@ class TestWandB:
     def wandb(self, tmp_path):
         self.said = []
         pictures, page = SimpleNamespace(drawn={}), SimpleNamespace(path=tmp_path / "report.html")
-        return WandB(FakeTracker(), DATASET, STEPS, pictures, page, "none", self.said.append)
+        return WandB(FakeTracker(), DATASET, pictures, page, "none", self.said.append)
 
     @pytest.mark.parametrize(("models", "expected"), [("none", []), ("best", [2]), ("all", [1, 2])])
     def test_checkpoints_and_the_page(self, wandb, tmp_path, models, expected):

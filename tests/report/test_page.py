@@ -174,8 +174,9 @@ class TestWhatItHolds:
 
     def test_a_faint_curve_names_its_means(self):
         values = np.ones(2 * 90, np.float32)
-        past = History("anid", "MNIST", history(2).records, values, values)
-        chart = content.charts(run_of(history=past, steps_per_epoch=90))[0]
+        records = tuple({**r, "step": 90 * r["epoch"]} for r in history(2).records)
+        past = History("anid", "MNIST", records, values, values)
+        chart = content.charts(run_of(history=past))[0]
         assert chart["series"][0]["name"] == "train, mean of 3 steps"
         assert len(chart["series"][0]["x"]) == 60
 
@@ -189,7 +190,7 @@ class TestWhatItHolds:
             assert chart["series"][1]["x"][-1] == 2  # of the last epoch
 
     def test_without_augmentation_there_is_no_sheet(self):
-        page = render(run_of(examples=None))
+        page = render(run_of(create_examples=None))
         assert "Augmentation" not in text_of(page)
         assert "sheet" not in data_of(page)["arrays"]
 
@@ -242,18 +243,10 @@ class TestObserver:
     def test_a_page_that_fails_is_a_line(self, tmp_path):
         said, run = [], run_of()
         path = tmp_path / "report.html"
-        fields = (
-            run.dataset,
-            STEPS,
-            run.config,
-            run.default,
-            lambda: run.examples,
-            "",
-            said.append,
-        )
-        Page(path, *fields).finish(run.history, run.test, run.summary, run.variables)
+        page = Page(path, lambda **results: run._replace(**results), said.append)
+        page.finish(run.history, run.test, run.summary, run.variables)
         assert path.read_text().startswith("<!DOCTYPE html>") and said == []
         path.unlink()
-        Page(path, *fields).finish(run.history, run.test, {}, run.variables)
+        page.finish(run.history, run.test, {}, run.variables)
         assert said == ["writing report.html failed: KeyError: 'devices'"]
         assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,6 @@
 """Prepares what a page says about a run, as plain data for the template and the scripts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,19 +19,22 @@ _DECIMALS = {"learning_rate": 6, "seconds": 2, "images_per_second": 0}  # 4 for 
 _SPLITS = ("train", "validation", "test")  # also the names of their colours in style.css
 
 
+# Returns an image, uint8 `[side, side, 1]`, and augmentations of it, `[n, side, side, 1]`.
+CreateExamples = Callable[[], tuple[np.ndarray, np.ndarray]]
+
+
 class Run(NamedTuple):
     """A finished run."""
 
     config: Mapping[str, Any]  # by field name, such as 'model.norm'
     default: Mapping[str, Any]  # the default recipe in the same form; empty if it is missing
+    command: str  # the command line that started the run; empty if Python code did
     dataset: Dataset
-    steps_per_epoch: int
+    create_examples: CreateExamples | None
     history: Any  # a `run.history.History`
     test: Evaluation
     summary: Mapping[str, Any]  # the contents of summary.json
     variables: Mapping[str, Any]  # the evaluated parameters and statistics, as NumPy arrays
-    examples: tuple[np.ndarray, np.ndarray] | None  # an image and its augmentations, if any
-    command: str  # the command line that started the run; empty if Python code did
 
 
 def headline(run: Run) -> dict[str, Any]:
@@ -144,7 +147,7 @@ def thin(records: Sequence[Any], max_points: int = _MAX_POINTS) -> list[Any]:
 
 def _steps(run: Run, values: np.ndarray) -> dict[str, Any]:
     """Returns a faint curve of training steps, averaged in groups."""
-    per_epoch = run.steps_per_epoch
+    per_epoch = run.history.steps_per_epoch
     group = max(-(-per_epoch // _STEPS_PER_EPOCH), -(-len(values) // _MAX_POINTS))
     count = len(values) // group
     means = values[: count * group].reshape(count, group).mean(axis=1)

@@ -56,8 +56,8 @@ def _data(run: Run) -> dict[str, Any]:
         "images": pack(images[shown]),
         "probabilities": pack(np.float32(run.test.probabilities[shown])),
     }
-    if run.examples is not None:
-        original, augmented = run.examples
+    if run.create_examples is not None:
+        original, augmented = run.create_examples()
         sheet = np.concatenate([original[None], augmented])
         arrays["sheet"] = pack(np.rint(sheet).astype(np.uint8))
     return {
