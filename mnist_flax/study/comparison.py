@@ -80,8 +80,7 @@ def compare(base: Sequence[float], variants: Sequence[Sequence[float]]) -> list[
     all variants is at least as large when none differs from the base that they share. Dunnett
     assumes equal variances; here each group keeps its own. With n = 5, three variants and a base
     that varies three times as much, his test finds a difference where there is none in 12 % of
-    studies, and this one in 5 %. With two replicas of one group and five of another, this one may
-    do so in 11 %.
+    studies, and this one in 5 %. With two replicas against five, this one may do so in 11 %.
 
     A variant is left out of the test if it or the base has only one replica, or if neither varies.
 
