@@ -76,7 +76,8 @@ class FindingsText:
 
     def words(self, row: Row) -> str:
         """Returns one sentence that claims no more than the numbers of `row` show."""
-        diverged = f"; {row.num_diverged} diverged" if row.num_diverged else ""
+        number = row.num_diverged
+        diverged = f"; {_count(number, 'replica')} diverged" if number else ""
         comparison = row.comparison
         if comparison is None:
             return (
@@ -92,9 +93,9 @@ class FindingsText:
             n += f", base {comparison.n_base}"
         detectable = "" if comparison.is_found else f"; {self._detectable(comparison)}"
         return (
-            f"{row.name}: {_conclusion(comparison)} ({n}): {_ratio(comparison.ratio)} times the "
-            f"base's errors ({_ratio(comparison.low)} to {_ratio(comparison.high)}), {points}, "
-            f"{_p_is(comparison.p)}{detectable}{diverged}"
+            f"{row.name}: {_conclusion(comparison)} ({n}): it made {_ratio(comparison.ratio)} "
+            f"times the base's errors ({_ratio(comparison.low)} to {_ratio(comparison.high)}), "
+            f"{points}, {_p_is(comparison.p)}{detectable}{diverged}"
         )
 
     def note(self, row: Row) -> str:

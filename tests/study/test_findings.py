@@ -71,16 +71,16 @@ def test_words_follow_the_numbers(study):
     assert by_name["base"] == "base: 90.000 % test accuracy (n = 5)"
     # The geometric means of errors + 0.5 are 100.466, 120.857, 100.169 and 90.652.
     assert by_name["worse"].startswith(
-        "worse: worse than the base (n = 5): 1.20 times the base's errors (1.14 to 1.27), "
+        "worse: worse than the base (n = 5): it made 1.20 times the base's errors (1.14 to 1.27), "
         "-2.039 points of accuracy, p < 0.001"
     )
     assert "found four times" not in by_name["worse"]
     assert by_name["as good"] == (
-        "as good: no difference found (n = 5): 1.00 times the base's errors (0.91 to 1.09), "
-        "+0.030 points of accuracy, p = 0.999; a difference of 13 errors or more would have been "
-        "found four times in five"
+        "as good: no difference found (n = 5): it made 1.00 times the base's errors (0.91 to "
+        "1.09), +0.030 points of accuracy, p = 0.999; a difference of 13 errors or more would have "
+        "been found four times in five"
     )
-    assert by_name["better"].startswith("better: better than the base (n = 5): 0.90 times the ")
+    assert by_name["better"].startswith("better: better than the base (n = 5): it made 0.90 times")
     assert by_name["better"].endswith(", +0.981 points of accuracy, p = 0.004")
     for line in words:
         assert f"- {line}\n" in text
@@ -115,7 +115,7 @@ def test_the_original_layer_norm_is_worse(study):
     errors |= {"max pooling": [60, 55, 70, 48], "no augmentation": [52, 60, 41, 77]}
     words, _, _ = study(replicas_of(errors), names_of_recipes=tuple(errors))
     (line,) = [line for line in words if line.startswith("layer norm")]
-    assert line.startswith("layer norm: worse than the base (n = 4): 2.86 times the base's errors")
+    assert line.startswith("layer norm: worse than the base (n = 4): it made 2.86 times the base's")
 
 
 def test_no_difference_is_never_claimed_where_results_do_not_overlap(study):
@@ -125,7 +125,8 @@ def test_no_difference_is_never_claimed_where_results_do_not_overlap(study):
     (line,) = [line for line in words if line.startswith("worse")]
     assert content["recipes"][1]["comparison_with_base"]["p"] > 0.05
     assert line.startswith(
-        "worse: undecided, although every replica is worse than all of the base's (n = 3): 1.91 "
+        "worse: undecided, although every replica is worse than all of the base's (n = 3): it "
+        "made 1.91 times"
     )
     assert re.search(r"; a difference of \d+ errors or more would have been found", line)
 
@@ -160,7 +161,7 @@ def test_a_part_of_a_study_says_so(study):
     assert cells(text, "worse")[1] == "2"
     assert "those of an unfinished study are provisional" in text
     (line,) = [line for line in words if line.startswith("worse")]
-    assert line.startswith("worse: worse than the base (n = 2, base 5): 1.2")
+    assert line.startswith("worse: worse than the base (n = 2, base 5): it made 1.2")
 
 
 def test_without_the_base_nothing_is_compared(study):
@@ -182,7 +183,9 @@ def test_one_seed_or_no_spread_is_not_tested(study):
 def test_diverged_replicas_are_reported(study):
     broken = replicas_of({"worse": [900, 900]}, loss=None)
     words, _, content = study(replicas_of({"base": ERRORS["base"]}) + broken)
-    assert any(line.startswith("worse") and line.endswith("; 2 diverged") for line in words)
+    assert any(
+        line.startswith("worse") and line.endswith("; 2 replicas diverged") for line in words
+    )
     assert content["recipes"][-1]["num_diverged"] == 2
 
 

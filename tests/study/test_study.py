@@ -417,7 +417,7 @@ class TestInThisProcess:
         config.optimizer.learning_rate = 1e30
         config.study.num_seeds = 2
         run()
-        assert "; 2 diverged" in (path / "study.md").read_text()
+        assert "; 2 replicas diverged" in (path / "study.md").read_text()
         content = (path / "study.json").read_text()
         (recipe,) = json.loads(content, parse_constant=pytest.fail)["recipes"]
         assert recipe["num_diverged"] == 2
