@@ -10,7 +10,7 @@ _AXES = {4: (3, 2, 0, 1), 3: (2, 0, 1)}  # by number of axes: 4 for a kernel, 3 
 
 
 def state_dict(classifier: Classifier) -> dict[str, np.ndarray]:
-    """Returns 'conv1_1.weight' and so on, and the pixels' 'mean' and 'std' in 0..1, as float32.
+    """Returns float32 arrays: 'conv1_1.weight' and so on, and 'mean' and 'std' of pixels in 0..1.
 
     Kernels are `[out, in, height, width]`, and the weight and bias of a layer norm are
     `[channels, height, width]`.

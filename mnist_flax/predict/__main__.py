@@ -36,7 +36,7 @@ _MANUAL_DIR = flags.DEFINE_string(
     "manual_dir",
     "",
     "The folder with the files of the data set to test on. By default, the folder that the run "
-    "used if it exists; otherwise the files are downloaded.",
+    "used, if it exists here; otherwise, the files are downloaded.",
 )
 
 
@@ -49,7 +49,9 @@ def main(paths: Sequence[str]) -> None:
     if _RAW.value and not paths:
         raise UserError("--raw is only for pictures; name some, or leave it out")
     if _MANUAL_DIR.value and paths:
-        raise UserError("--manual_dir is only for the test set; leave out it or the pictures")
+        raise UserError(
+            "--manual_dir is only for the test set; leave out either it or the pictures"
+        )
     classifier = predict.load(_WORKDIR.value, _CHECKPOINT.value)
     # With --json, standard output must hold nothing but JSON.
     print(_describe(classifier), file=sys.stderr if _JSON.value else sys.stdout)

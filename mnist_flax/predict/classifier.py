@@ -108,7 +108,7 @@ def load(workdir: str, checkpoint: str = "") -> Classifier:
     folder = expand(workdir)
     config, about = _config(folder), _about(folder)
     has_validation = config.dataset.validation_size > 0
-    schedule = optimizer.create_schedule(config.optimizer, 1, 1)  # needed, but never used here
+    schedule = optimizer.create_schedule(config.optimizer, 1, 1)  # required, but never used here
     create = functools.partial(
         step.create_state,
         config=config,
