@@ -143,7 +143,7 @@ def _start(
 def _measure_in_turns(
     workers: dict[str, Worker], repeats: int
 ) -> tuple[dict[str, dict[str, list[float]]], list[float]]:
-    """Returns the seconds by task and implementation, and our seconds per FLOP of a product."""
+    """Returns the seconds by task and implementation, and a matrix product's seconds per FLOP."""
     from tqdm import tqdm  # not before its environment variables have been checked
 
     seconds: dict[str, dict[str, list[float]]] = {

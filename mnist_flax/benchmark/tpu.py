@@ -1,4 +1,4 @@
-"""Compiles for TPUs without having one: python -m mnist_flax.benchmark.tpu [--topology=v5e:2x2].
+"""Compiles for TPUs without using one: python -m mnist_flax.benchmark.tpu [--topology=v5e:2x2].
 
 The compiler of libtpu needs no TPU. This command lets it compile the training step and the
 evaluation of a recipe as a run would, for a chip, a host or a slice of several hosts, and prints

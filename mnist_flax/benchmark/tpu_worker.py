@@ -1,4 +1,4 @@
-"""The benchmark's worker that compiles for TPUs without having one, with libtpu's own compiler."""
+"""The benchmark's worker that compiles for TPUs with libtpu's compiler, which needs no TPU."""
 
 import collections
 import importlib.metadata
@@ -29,8 +29,8 @@ class Lowering(Trainer):
     """Lowers everything that a run compiles, but compiles nothing.
 
     Attributes:
-      lowered: the lowered program and its batch size, by the name of the trainer's function. Only
-        the first step is kept, which takes a full batch.
+      lowered: the lowered program and its batch size, by the name of the trainer's function. A run
+        with a smaller last batch has two steps; this keeps the one for full batches.
     """
 
     def __init__(self, *args: Any):
