@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mnist_flax.errors import check_choice, refused
-from mnist_flax.ops import conv, spread
+from mnist_flax.ops import conv, per_device
 
 DOWNSAMPLES = ("strided", "max", "avg")
 NORMS = ("batch", "layer", "group", "none")
@@ -81,7 +81,7 @@ class SimpleCNN(nn.Module):
     @nn.nowrap
     def apply(self, *args: Any, **options: Any) -> Any:
         """Applies the network; each of several CPU devices applies it to its part of the batch."""
-        return spread.apply(super().apply, *args, **options)
+        return per_device.apply(super().apply, *args, **options)
 
     def check_side(self, side: int) -> None:
         """Raises a `UserError` unless kernels and downsampling fit images of `side` pixels."""
@@ -128,7 +128,8 @@ class SimpleCNN(nn.Module):
         options = {"epsilon": 1e-5, "dtype": self.dtype, "name": name}
         if self.norm == "batch":
             # Flax's running variance uses biased variances; PyTorch scales them by n / (n - 1).
-            return nn.BatchNorm(not train, momentum=0.9, axis_name=spread.axis_name(), **options)(x)
+            options |= {"momentum": 0.9, "axis_name": per_device.axis_name()}
+            return nn.BatchNorm(not train, **options)(x)
         if self.norm == "layer":
             axes = (1, 2, 3)
             options |= {"reduction_axes": axes, "feature_axes": axes}

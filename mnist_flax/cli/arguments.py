@@ -30,7 +30,6 @@ def parse(
       UserError: one line that says what is wrong and what is allowed.
     """
     try:
-        _forget_flags()
         arguments[:] = _recipe_first(flags.FLAGS.read_flags_from_files(argv), default_recipe)
         _check_overrides(arguments)
         positional = flags.FLAGS(arguments)[1:]
@@ -43,14 +42,6 @@ def parse(
         own = flags.FLAGS.get_key_flags_for_module(argv[0])
         allowed = ", ".join(f"--{flag.name}" for flag in own)
         raise UserError(f"{positional[0]!r} is not a flag; allowed: {allowed}")
-
-
-def _forget_flags() -> None:
-    """Forgets the flags of an earlier command in this process: a notebook may run several."""
-    for name in list(flags.FLAGS):
-        if name.startswith("config."):
-            delattr(flags.FLAGS, name)
-    flags.FLAGS.unparse_flags()
 
 
 def _recipe_first(argv: Sequence[str], default_recipe: str) -> list[str]:

@@ -71,8 +71,10 @@ def _prepare() -> None:
 
 
 def _forget_flags() -> None:
-    for flag in list(flags.FLAGS.flags_by_module_dict().get(sys.argv[0], [])):
-        delattr(flags.FLAGS, flag.name)  # a second run of the file defines it again
+    """Lets the next command of this process, such as a notebook's, define and parse its own."""
+    own = {flag.name for flag in flags.FLAGS.flags_by_module_dict().get(sys.argv[0], [])}
+    for name in own | {name for name in flags.FLAGS if name.startswith("config.")}:
+        delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
 
 

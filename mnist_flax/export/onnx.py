@@ -24,7 +24,7 @@ def export(classifier: Classifier) -> bytes:
     weights = state_dict(classifier) | {"scale": np.array(255, np.float32)}
     classes = ("n", len(about.class_names))
     graph = helper.make_graph(
-        _Nodes(classifier.config.model, weights).of_network(),
+        _Nodes(classifier.config.model).of_network(),
         "mnist_flax",
         [helper.make_tensor_value_info("images", TensorProto.UINT8, ("n", *about.image_shape))],
         [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, classes)],
@@ -39,8 +39,8 @@ def export(classifier: Classifier) -> bytes:
 class _Nodes:
     """Lists the nodes of a network; each takes the output of the node before it."""
 
-    def __init__(self, config: Any, weights: dict[str, np.ndarray]):
-        self._config, self._weights = config, weights
+    def __init__(self, config: Any):
+        self._config = config
         self._nodes: list[NodeProto] = []
 
     def of_network(self) -> list[NodeProto]:

@@ -76,7 +76,7 @@ def _classify(classifier: "Classifier", paths: Sequence[str]) -> None:
     """
     import numpy as np
 
-    from mnist_flax.sources import pictures
+    from mnist_flax.predict import pictures
 
     read: dict[str, np.ndarray] = {}
     for path in dict.fromkeys(paths):

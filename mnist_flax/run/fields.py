@@ -16,9 +16,7 @@ from mnist_flax import augment, data, model, optimizer
 from mnist_flax.errors import UserError, refused
 from mnist_flax.run.configs import flatten
 from mnist_flax.runtime.files import is_url
-from mnist_flax.sources import sample, tfds
-
-_IMAGE_SIDE = 28
+from mnist_flax.sources import SIDE, sample, tfds
 
 
 class Field(NamedTuple):
@@ -125,7 +123,7 @@ FIELDS: dict[str, Field] = {
     "augment.scale": Field(_is_range, "a pair (low, high) with 0 < low <= high"),
     "augment.interpolation": _choice(*augment.INTERPOLATIONS),
     "model.channels": _blocks(4096),
-    "model.kernel_sizes": _blocks(_IMAGE_SIDE),
+    "model.kernel_sizes": _blocks(SIDE),
     "model.downsample": _choice(*model.DOWNSAMPLES),
     "model.norm": _choice(*model.NORMS),
     "model.norm_position": _choice(*model.NORM_POSITIONS),
@@ -169,7 +167,7 @@ def check(config: ConfigDict) -> None:
     _check_fields(config)
     _check_dataset(config.dataset)
     try:
-        model.create_model(config.model, num_classes=10).check_side(_IMAGE_SIDE)
+        model.create_model(config.model, num_classes=10).check_side(SIDE)
     except UserError as error:
         raise UserError(f"config.model.{error}") from None
     is_sample = config.dataset.source == "sample"

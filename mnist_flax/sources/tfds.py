@@ -16,11 +16,10 @@ from typing import Any
 
 from mnist_flax.errors import UserError
 from mnist_flax.runtime.background import Background
-from mnist_flax.sources import Loaded, Split, UnreachableError, idx
+from mnist_flax.sources import SIDE, Loaded, Split, UnreachableError, idx
 
 TRAIN_SIZE = 60_000
 TEST_SIZE = 10_000
-_SIDE = 28
 # SHA-256 of MNIST's files once they are unpacked; TFDS registers only those of the .gz files.
 _UNPACKED_MNIST = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -58,7 +57,7 @@ def load(name: str, data_dir: str, manual_dir: str) -> Loaded:
     class_names = tuple(builder.info.features["label"].names)
     train, test = (
         Split(
-            idx.read_images(paths[f"{prefix}-images-idx3-ubyte.gz"], count, _SIDE),
+            idx.read_images(paths[f"{prefix}-images-idx3-ubyte.gz"], count, SIDE),
             idx.read_labels(paths[f"{prefix}-labels-idx1-ubyte.gz"], count, len(class_names)),
         )
         for prefix, count in (("train", TRAIN_SIZE), ("t10k", TEST_SIZE))

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from mnist_flax.errors import UserError
-from mnist_flax.sources import pictures, sample
+from mnist_flax.predict import pictures
+from mnist_flax.sources import sample
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from mnist_flax import predict
+from mnist_flax.predict import pictures
 from mnist_flax.report.page.render import render
-from mnist_flax.sources import Split, pictures, sample
+from mnist_flax.sources import Split, sample
 from tests.report.pages import (
     check_accessibility,
     create_run,

@@ -13,13 +13,13 @@ import jax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec
 
-_BATCH_AXIS = "batch"  # of the mesh, if one is set
+from mnist_flax.runtime.devices import BATCH_AXIS
 
 
 def axis_name() -> str | None:
     """Returns the axis that the batch is split along inside `apply`; None if it is not split."""
     manual = jax.sharding.get_abstract_mesh().manual_axes
-    return _BATCH_AXIS if _BATCH_AXIS in manual else None
+    return BATCH_AXIS if BATCH_AXIS in manual else None
 
 
 def apply(
@@ -36,7 +36,7 @@ def apply(
         only rows.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    parts = dict(mesh.shape).get(_BATCH_AXIS, 1)
+    parts = dict(mesh.shape).get(BATCH_AXIS, 1)
     if parts == 1 or axis_name() or mesh.abstract_device.device_kind != "cpu":
         return function(variables, x, **options)
     # As one array, the parameters have a single gradient to sum over the devices.
@@ -46,7 +46,7 @@ def apply(
     def on_each(flat: jax.Array, others: dict[str, Any], x: jax.Array) -> Any:
         return function({"params": unravel(flat), **others}, x, **options)
 
-    rows, whole = PartitionSpec(_BATCH_AXIS), PartitionSpec()
+    rows, whole = PartitionSpec(BATCH_AXIS), PartitionSpec()
     return jax.shard_map(
         on_each,
         in_specs=(whole, whole, rows),

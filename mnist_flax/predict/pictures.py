@@ -13,8 +13,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
 from mnist_flax.errors import UserError
+from mnist_flax.sources import SIDE
 
-SIDE, _BOX = 28, 20
+_BOX = 20
 # Anything fainter than this share of the ink is paper, unless the background is perfectly flat.
 _PAPER = 0.3
 _FLAT = 2.0  # grey levels by which a flat background may vary
