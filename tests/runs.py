@@ -33,6 +33,9 @@ TINY = (
     "--config.optimizer.learning_rate=0.02",
     "--config.num_epochs=4",
 )
+# For runs that compile a lot: they compile as quickly as the tests' own process, for which
+# conftest.py sets the flag.
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
 TIMES = ("seconds", "images_per_second", "compile_seconds", "train_seconds", "finished")
 
 
@@ -81,6 +84,12 @@ def environment(**changes: str | None) -> dict[str, str]:
         }
     changed = {**clean, **fixed, **closed, **changes}
     return {name: value for name, value in changed.items() if value is not None}
+
+
+def on_devices(count: int) -> dict[str, str]:
+    """Returns the variables that make `count` devices of the CPU, and compile quickly."""
+    flag = f"--xla_force_host_platform_device_count={count}"
+    return {**QUICK, "XLA_FLAGS": f"{QUICK['XLA_FLAGS']} {flag}"}
 
 
 class Run(subprocess.Popen):
@@ -140,8 +149,6 @@ def going_on(log: pathlib.Path, *arguments: str, **options: Any) -> Iterator[Run
 # For two processes. There are few steps, because processes on one machine wait for each other in
 # each. Adam divides a gradient by its size; a larger eps keeps it from magnifying rounding errors.
 SHORT = (*TINY, "--config.batch_size=400", "--config.optimizer.eps=0.1", "--config.num_epochs=2")
-# Only process 0 uses JAX's cache, so the other one compiles in every test; this makes it quick.
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def free_port() -> int:
@@ -171,7 +178,7 @@ def pair(
                     *cluster,
                     f"--process_id={process}",
                     prefix=prefixes[process],
-                    **QUICK,
+                    **QUICK,  # only process 0 uses JAX's cache
                 )
             )
             for process in (0, 1)

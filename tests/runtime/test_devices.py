@@ -10,7 +10,7 @@ import pytest
 
 from mnist_flax.errors import UserError
 from mnist_flax.runtime import devices
-from tests.runs import ROOT, TINY, arrays, assert_close_run, environment
+from tests.runs import ROOT, TINY, arrays, assert_close_run, environment, on_devices
 
 # 3,990 images in batches of 400: the last batch of 390 is no multiple of 8.
 UNEVEN = (
@@ -22,12 +22,6 @@ UNEVEN = (
     # Adam divides a gradient by its size; a large eps keeps it from magnifying rounding errors.
     "--config.optimizer.eps=0.1",
 )
-
-
-def on_devices(count):
-    # Each number of devices has its own programs, so compile them quickly.
-    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return {**quick, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
 
 
 @pytest.fixture(scope="module")

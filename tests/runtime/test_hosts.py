@@ -7,7 +7,6 @@ import time
 import pytest
 
 from tests.runs import (
-    QUICK,
     SHORT,
     TINY,
     Run,
@@ -15,11 +14,10 @@ from tests.runs import (
     epochs,
     free_port,
     going_on,
+    on_devices,
     pair,
     records,
 )
-
-TWO_DEVICES = {**QUICK, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 
 
 def finish(runs: list[Run]) -> list[str]:
@@ -31,7 +29,7 @@ def finish(runs: list[Run]) -> list[str]:
 
 def test_two_processes_are_one_with_two_devices(run_main, tmp_path):
     alone, both = tmp_path / "alone", tmp_path / "both"
-    done = run_main(*SHORT, f"--workdir={alone}", **TWO_DEVICES)
+    done = run_main(*SHORT, f"--workdir={alone}", **on_devices(2))
     assert done.returncode == 0, done.stderr
     with pair(tmp_path, *SHORT, f"--workdir={both}") as runs:
         said, silent = finish(runs)
@@ -104,7 +102,7 @@ def test_what_happens_to_one_of_a_pair_ends_both_and_they_resume(run_main, tmp_p
         assert f"stopped by SIGTERM after epoch {reached} of 5; to resume:" in run.output
         assert "Traceback" not in run.output
 
-    done = run_main(*arguments, **TWO_DEVICES)
+    done = run_main(*arguments, **on_devices(2))
     assert done.returncode == 0, done.stderr
     assert f"Resuming after epoch {reached} of 5" in done.stdout
     assert [record["epoch"] for record in records(workdir)] == [1, 2, 3, 4, 5]

@@ -15,12 +15,10 @@ from mnist_flax.runtime import devices, memory
 from mnist_flax.runtime.signals import Interrupted
 from mnist_flax.study import laboratory
 from mnist_flax.study.replicas import Replicas
-from tests.runs import ROOT, TINY, environment, files, going_on, summary
+from tests.runs import QUICK, ROOT, TINY, environment, files, going_on, summary
 from tests.wandb_log import OfflineRun
 
 STUDY = ("-m", "mnist_flax.study")
-# Each recipe has several programs, so compile them quickly.
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 RECIPE = """
 from configs import quick
 
