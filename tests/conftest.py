@@ -87,18 +87,43 @@ def run_main() -> Callable[..., subprocess.CompletedProcess]:
 
 
 @pytest.fixture(scope="session")
-def finished(run_main: Callable[..., subprocess.CompletedProcess]) -> pathlib.Path:
-    """The folder of a run of `TINY` that was never interrupted; xdist's workers share it.
+def train_once(run_main: Callable[..., subprocess.CompletedProcess]) -> Callable[..., pathlib.Path]:
+    """Returns the folder of a run of `TINY` with more arguments; xdist's workers share it.
 
     Tests that change it must use a copy.
     """
-    workdir = pathlib.Path(os.environ[_CACHE]) / "finished"
-    with open(workdir.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (workdir / "summary.json").exists():
-            done = run_main(*TINY, f"--workdir={workdir}")
-            assert done.returncode == 0, done.stderr
-    return workdir
+
+    def train_once(name: str, *arguments: str) -> pathlib.Path:
+        workdir = pathlib.Path(os.environ[_CACHE]) / name
+        with open(workdir.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (workdir / "summary.json").exists():
+                done = run_main(*TINY, *arguments, f"--workdir={workdir}")
+                assert done.returncode == 0, done.stderr
+        return workdir
+
+    return train_once
+
+
+@pytest.fixture(scope="session")
+def finished(train_once: Callable[..., pathlib.Path]) -> pathlib.Path:
+    """The folder of a run that was never interrupted."""
+    return train_once("finished")
+
+
+@pytest.fixture(scope="session")
+def averaged(train_once: Callable[..., pathlib.Path]) -> pathlib.Path:
+    """The folder of a run with averaged weights and views, and with all its checkpoints.
+
+    Its validation split chose the best epoch.
+    """
+    return train_once(
+        "averaged",
+        "--config.dataset.validation_size=400",
+        "--config.checkpoint.keep=9",
+        "--config.evaluation.num_views=3",
+        "--config.optimizer.ema_decay=0.9",
+    )
 
 
 @pytest.fixture(scope="session")

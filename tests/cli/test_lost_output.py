@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.runs import ROOT, TINY, assert_same_run, environment, records, summary
+from tests.runs import ROOT, TINY, environment, epochs, records, summary
 from tests.wandb_log import OfflineRun
 
 # Runs a command that has a controlling terminal, as a shell does.
@@ -21,6 +21,17 @@ os.execvp(sys.argv[1], sys.argv[1:])
 pytestmark = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 
 
+def one_epoch(workdir):
+    return ("main.py", *TINY, "--config.num_epochs=1", f"--workdir={workdir}")
+
+
+def assert_complete(workdir, finished):
+    """Asserts that a run of one epoch left what the first epoch of `finished` did."""
+    assert records(workdir) == records(finished)[:1]
+    assert summary(workdir)["step"] == 63 and epochs(workdir)[-1] == 1
+    assert {path.name for path in workdir.iterdir()} == {path.name for path in finished.iterdir()}
+
+
 def start(*arguments, **streams):
     return subprocess.Popen(
         [sys.executable, *arguments], cwd=ROOT, env=environment(), text=True, **streams
@@ -29,36 +40,34 @@ def start(*arguments, **streams):
 
 def test_a_reader_that_has_seen_enough(tmp_path, finished):
     """The reader is closed after two lines, as in `python main.py | head -2`."""
-    arguments = ("main.py", *TINY, f"--workdir={tmp_path}/run")
     with open(tmp_path / "err", "w") as err:
-        run = start(*arguments, stdout=subprocess.PIPE, stderr=err)
+        run = start(*one_epoch(tmp_path / "run"), stdout=subprocess.PIPE, stderr=err)
     assert run.stdout.readline() == f"Workdir: {tmp_path}/run\n"
     assert run.stdout.readline().startswith("Data: ")
     run.stdout.close()
     assert run.wait(300) == 0
     assert (tmp_path / "err").read_text() == ""
-    assert_same_run(tmp_path / "run", finished)
+    assert_complete(tmp_path / "run", finished)
 
 
 def test_a_full_disk_under_standard_output(tmp_path, finished):
     """The output moves to standard error, after a line that gives the reason."""
-    arguments = ("main.py", *TINY, f"--workdir={tmp_path}/run")
     with open("/dev/full", "w") as full:
-        run = start(*arguments, stdout=full, stderr=subprocess.PIPE)
+        run = start(*one_epoch(tmp_path / "run"), stdout=full, stderr=subprocess.PIPE)
     reason, first, *_, last = run.communicate(timeout=300)[1].splitlines()
     assert run.returncode == 0
     assert reason == "standard output: No space left on device; it continues here"
     assert first == f"Workdir: {tmp_path}/run"
     assert last.startswith("Done: ")
-    assert_same_run(tmp_path / "run", finished)
+    assert_complete(tmp_path / "run", finished)
 
 
 def test_closed_streams(tmp_path, finished):
     """No file of the run may get the number of a closed stream, and with it the output."""
-    arguments = ("main.py", *TINY, f"--workdir={tmp_path}/run")
-    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, *arguments]
+    shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    command = [*shell, sys.executable, *one_epoch(tmp_path / "run")]
     assert subprocess.run(command, cwd=ROOT, env=environment(), timeout=300).returncode == 0
-    assert_same_run(tmp_path / "run", finished)
+    assert_complete(tmp_path / "run", finished)
 
 
 def test_a_terminal_that_goes_away(tmp_path, finished):

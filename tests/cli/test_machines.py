@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from mnist_flax.runtime import files
 from tests.runs import ROOT, TINY, assert_same_run, environment, records, summary
 
 ONE_EPOCH = (*TINY, "--config.num_epochs=1")
@@ -44,22 +45,27 @@ def assert_refused(done, *words: str) -> None:
         assert word in done.stderr
 
 
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_or_syncing(run_main, stub, finished, tmp_path, number):
+def test_a_file_system_without_locks_or_syncing(run_main, stub, finished, tmp_path):
     """Lustre, some NFS and some mounted buckets are such file systems."""
     refuse = f"""
 import fcntl, os
 def refuse(*_):
-    raise OSError({number}, os.strerror({number}))
+    raise OSError({errno.ENOSYS}, os.strerror({errno.ENOSYS}))
 fcntl.flock = os.fsync = os.posix_fallocate = refuse
 """
-    arguments = TINY if number == errno.ENOSYS else ONE_EPOCH
-    done = run_main(*arguments, f"--workdir={tmp_path}/run", **stub(refuse))
+    done = run_main(*TINY, f"--workdir={tmp_path}/run", **stub(refuse))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("warning: ") == 1
     assert f"{tmp_path}/run cannot be locked here (" in done.stdout
-    if arguments == TINY:
-        assert_same_run(tmp_path / "run", finished)
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_errors_of_a_file_system_that_lacks_something():
+    """What file systems answer, besides ENOSYS, to what they do not offer."""
+    for number in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL):
+        assert files.is_not_offered(OSError(number, ""))
+    for number in (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EACCES):
+        assert not files.is_not_offered(OSError(number, ""))
 
 
 @pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket/run", "gs:/bucket", "file:///x"])
@@ -113,11 +119,15 @@ def test_devices_that_are_not_there(run_main, tmp_path, variable, value, words):
 
 
 @pytest.mark.parametrize(
-    ("variable", "value"),
-    [("MININTERVAL", "abc"), ("FILE", "log"), ("BAR_FORMAT", "{nothing}"), ("GUI", "1")],
+    ("module", "variable", "value"),
+    [
+        ("study", "MININTERVAL", "abc"),
+        ("benchmark", "FILE", "log"),
+        ("predict", "BAR_FORMAT", "{nothing}"),
+        ("predict", "GUI", "1"),
+    ],
 )
-@pytest.mark.parametrize("module", ["study", "benchmark", "predict"])
-def test_bars_that_tqdm_cannot_draw(variable, value, module):
+def test_bars_that_tqdm_cannot_draw(module, variable, value):
     done = subprocess.run(
         [sys.executable, "-m", f"mnist_flax.{module}"],
         cwd=ROOT,

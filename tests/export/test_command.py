@@ -9,7 +9,8 @@ import pytest
 
 from mnist_flax import predict
 from mnist_flax.sources import sample
-from tests.runs import ROOT, TINY, environment
+from tests.runs import ROOT, environment
+from tests.runs import copy as copy_run
 
 PAGE = ROOT / "docs" / "use.md"
 # Runs a module while hiding a package: importing it then fails.
@@ -126,13 +127,10 @@ def test_the_module_of_the_page_is_that_of_the_default_recipe():
     assert network(torch.zeros(2, 1, 28, 28, dtype=torch.uint8)).shape == (2, 10)
 
 
-def test_averaged_weights_and_a_single_view(run_main, export, images, tmp_path):
+def test_averaged_weights_and_a_single_view(averaged, export, images, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    run = tmp_path / "run"
-    aside = ["--config.evaluation.num_views=3", "--config.optimizer.ema_decay=0.9"]
-    done = run_main(*TINY, *aside, "--config.num_epochs=2", f"--workdir={run}")
-    assert done.returncode == 0, done.stderr
+    run = copy_run(averaged, tmp_path / "run")
     done = export(run, "--format=onnx", "--checkpoint=1")
     assert done.returncode == 0, done.stderr
     note, wrote = done.stdout.splitlines()

@@ -11,7 +11,7 @@ import pytest
 from mnist_flax import data, predict
 from mnist_flax.errors import UserError
 from mnist_flax.evaluate import evaluate
-from tests.runs import ROOT, TINY, environment, records
+from tests.runs import ROOT, environment, records
 
 # Predicts with nothing but the run's folder: no data set, no configuration, no W&B.
 SCRIPT = """
@@ -97,16 +97,6 @@ def test_a_copy_elsewhere_needs_nothing_else(finished, test_split, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "answer.npy"), expected, atol=1e-6)
 
 
-@pytest.fixture(scope="module")
-def run(run_main, tmp_path_factory):
-    """A run whose validation split chose the best epoch."""
-    workdir = tmp_path_factory.mktemp("run") / "run"
-    aside = "--config.dataset.validation_size=400"
-    done = run_main(*TINY, aside, "--config.checkpoint.keep=9", f"--workdir={workdir}")
-    assert done.returncode == 0, done.stderr
-    return workdir
-
-
 class TestCheckpoints:
     def best(self, workdir, split):
         return max(records(workdir), key=lambda r: (r[f"{split}/accuracy"], -r["epoch"]))["epoch"]
@@ -116,29 +106,32 @@ class TestCheckpoints:
         assert classifier.epoch == 4 and classifier.is_chosen_on_test
         assert predict.load(str(finished), "best").epoch == self.best(finished, "test")
 
-    def test_by_default_the_best_with_one(self, run):
-        classifier = predict.load(str(run))
+    def test_by_default_the_best_with_one(self, averaged):
+        classifier = predict.load(str(averaged))
         assert (
-            classifier.epoch == self.best(run, "validation") == predict.load(str(run), "best").epoch
+            classifier.epoch
+            == self.best(averaged, "validation")
+            == predict.load(str(averaged), "best").epoch
         )
         assert classifier.is_best and not classifier.is_chosen_on_test
-        assert predict.load(str(run), "latest").epoch == 4
+        assert predict.load(str(averaged), "latest").epoch == 4
 
-    def test_any_epoch_that_is_kept(self, run, test_split):
-        for record in records(run):
-            classifier = predict.load(str(run), str(record["epoch"]))
+    def test_any_epoch_that_is_kept(self, averaged, test_split):
+        """Views and averaged weights are those of the run's own evaluation."""
+        for record in records(averaged):
+            classifier = predict.load(str(averaged), str(record["epoch"]))
             logits = np.log(classifier(test_split.images))
             result = evaluate(logits, test_split.labels)
             assert result.accuracy == record["test/accuracy"]
 
     @pytest.mark.parametrize("checkpoint", ["0", "9", "newest", "-1"])
-    def test_others_are_refused(self, run, checkpoint):
+    def test_others_are_refused(self, averaged, checkpoint):
         with pytest.raises(UserError, match="does not exist; allowed: latest, best, 1, 2, 3, 4"):
-            predict.load(str(run), checkpoint)
+            predict.load(str(averaged), checkpoint)
 
-    def test_a_damaged_one_is_refused_and_one_being_written_left_out(self, run, tmp_path):
+    def test_a_damaged_one_is_refused_and_one_being_written_left_out(self, averaged, tmp_path):
         copy = tmp_path / "copy"
-        shutil.copytree(run, copy)
+        shutil.copytree(averaged, copy)
         checkpoints = copy / "checkpoints"
         with open(next((checkpoints / "4" / "details").glob("*")), "a") as file:
             file.write("x")
@@ -160,13 +153,3 @@ def test_what_is_no_run_is_refused(finished, tmp_path, damage):
     with pytest.raises(UserError, match=str(copy)) as error:
         predict.load(str(copy))
     assert "\n" not in str(error.value)
-
-
-def test_views_and_averaged_weights_are_those_of_the_evaluation(run_main, test_split, tmp_path):
-    run = tmp_path / "run"
-    arguments = ["--config.evaluation.num_views=3", "--config.optimizer.ema_decay=0.9"]
-    done = run_main(*TINY, *arguments, "--config.num_epochs=2", f"--workdir={run}")
-    assert done.returncode == 0, done.stderr
-    probabilities = predict.load(str(run))(test_split.images)
-    accuracy = (probabilities.argmax(1) == test_split.labels).mean()
-    assert accuracy == records(run)[-1]["test/accuracy"]

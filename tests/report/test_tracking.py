@@ -304,12 +304,19 @@ def track(name, value):
     # The rest of a notebook finds it as it was, but for the one that W&B itself sets.
     assert name.startswith(".") or name == "WANDB_SERVICE" or os.environ[name] == value
 
-for name, value in json.loads(sys.argv[2]).items():
+def start(name, value):
     child = os.fork()
     if not child:
         track(name, value)
         sys.exit()
-    assert os.waitpid(child, 0)[1] == 0, name
+    return child
+
+waiting = list(json.loads(sys.argv[2]).items())
+while waiting:  # six at a time
+    children = {name: start(name, value) for name, value in waiting[:6]}
+    del waiting[:6]
+    for name, child in children.items():
+        assert os.waitpid(child, 0)[1] == 0, name
 """
     values = json.dumps({name: value for name, (value, _) in BAD.items()})
     done = subprocess.run(
@@ -350,9 +357,8 @@ def test_a_key_that_is_none_keeps_the_run_offline(run_main, tmp_path):
     assert OfflineRun(tmp_path).summary["step"] == 63
 
 
-@pytest.mark.parametrize("error", ["SystemError", "ImportError", "RuntimeError"])
-def test_a_package_that_cannot_be_imported(run_main, tmp_path, error):
-    (tmp_path / "wandb.py").write_text(f"raise {error}('of the stub')")
+def test_a_package_that_cannot_be_imported(run_main, tmp_path):
+    (tmp_path / "wandb.py").write_text("raise SystemError('of the stub')")
     done = run_main(
         *TINY,
         "--config.wandb.mode=offline",
@@ -362,5 +368,5 @@ def test_a_package_that_cannot_be_imported(run_main, tmp_path, error):
     )
     assert done.returncode == 0 and done.stderr == ""
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("W&B"))
-    assert line == f"W&B stopped: {error}: of the stub"
+    assert line == "W&B stopped: SystemError: of the stub"
     assert summary(tmp_path / "run")["step"] == 63

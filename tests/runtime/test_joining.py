@@ -209,8 +209,7 @@ def test_a_port_that_is_taken_is_an_error(fork_main, tmp_path):
     assert line.endswith("; allowed: a free port")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize(("number", "process"), [(signal.SIGINT, 0), (signal.SIGTERM, 1)])
 def test_a_signal_ends_the_wait(tmp_path, number, process):
     cluster = (f"--coordinator_address=127.0.0.1:{free_port()}", "--num_processes=2")
     arguments = (*TINY, f"--workdir={tmp_path}/run", *cluster, f"--process_id={process}")
