@@ -12,7 +12,7 @@ from mnist_flax.runtime import devices
 from mnist_flax.study.replicas import Replicas
 from mnist_flax.trainer import Trainer
 from tests.runs import tiny
-from tests.small import assert_close, create_state, normalize, numbers, small_dataset, train
+from tests.small import assert_close, create_state, numbers, small_dataset, train
 
 NUM_DEVICES = 8
 
@@ -84,35 +84,6 @@ def test_arrays_lie_on_every_device(shape, dtype):
     assert not np.any(batch[50:])
 
 
-# 32 images are divided into eight shares, 30 into two.
-@pytest.mark.parametrize("batch_size", [32, 30])
-def test_the_step_is_that_of_one_device(config, batch_size):
-    """Augmentation, statistics, gradients and averages agree with those of one device."""
-    split = small_dataset(config, batch_size).train
-
-    def run(state, images, labels):
-        images, labels = map(devices.spread, (images, labels))
-        return step.train_step(state, images, labels, config=config, normalize=normalize)
-
-    alone = jax.jit(lambda: create_state(config))()
-    together = jax.device_put(jax.tree.map(jnp.copy, alone), devices.replicated())
-    program = devices.lower(run, alone, *split, batch_size=batch_size).compile()
-    run_alone = jax.jit(run)
-    on_devices = [devices.put(array) for array in split]
-    for _ in range(3):
-        alone, metrics_alone = run_alone(alone, *split)
-        together, metrics = program(together, *on_devices)
-        np.testing.assert_allclose(metrics.loss, metrics_alone.loss, rtol=1e-5)
-        assert abs(metrics.accuracy - metrics_alone.accuracy) <= 1.01 / batch_size
-    assert {leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(together)} == {True}
-    assert_close(together, alone, 1e-4)
-    if jax.default_backend() == "cpu":
-        # The devices sum one array for each of the two batch norms and one for its gradient, one
-        # for all parameters, the loss and the accuracy. They gather no images.
-        assert len(summed_arrays(program.as_text())) == 2 * 2 + 3
-        assert " all-gather(" not in program.as_text()
-
-
 def summed_arrays(program):
     """Returns the shapes of the arrays that all-reduces sum, such as 'f32[8]'."""
     results = re.findall(r"= (.*?) all-reduce(?:-start)?\(", program)
@@ -120,6 +91,10 @@ def summed_arrays(program):
 
 
 def test_an_epoch_is_that_of_one_device(config, trainer):
+    """Augmentation, statistics, gradients and averages agree, also in a smaller last batch.
+
+    48 images are divided into eight shares, 30 into two.
+    """
     dataset = small_dataset(config, 48 + 30)
     state = trainer.create_state(5)
     order = np.asarray(step.shuffle(jnp.copy(state.key), 1, 78))
@@ -135,7 +110,16 @@ def test_an_epoch_is_that_of_one_device(config, trainer):
         images, labels = (array[part] for array in dataset.train)
         alone, of_step = run_alone(alone, images, labels)
         np.testing.assert_allclose(metrics.loss[index], of_step.loss, rtol=1e-5)
+        assert abs(metrics.accuracy[index] - of_step.accuracy) <= 1.01 / len(part)
+    assert {leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state)} == {True}
     assert_close(state, alone, 1e-4)
+    if jax.default_backend() == "cpu":
+        # The devices sum one array for each of the two batch norms and one for its gradient, one
+        # for all parameters, the loss and the accuracy. They gather no images.
+        for size in (48, 30):
+            program = trainer._steps[size].wait().as_text()
+            assert len(summed_arrays(program)) == 2 * 2 + 3
+            assert " all-gather(" not in program
     logits = trainer.predict(state, "test")
     images = trainer._options["normalize"](dataset.test.images)
     expected = state.apply_fn(jax.device_get(alone.eval_variables), images, train=False)
