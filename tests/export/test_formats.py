@@ -45,7 +45,8 @@ def assert_same(actual: np.ndarray, variant: str) -> None:
     np.testing.assert_allclose(actual, expected(variant), rtol=0, atol=1e-5)
 
 
-@EVERY_VARIANT
+# The network itself is exported, so no variant has code of its own.
+@pytest.mark.parametrize("variant", parity.ONE_FACTOR_CHANGED)
 def test_stablehlo(variant):
     pytest.importorskip("flatbuffers", reason="jax.export needs flatbuffers")
     from mnist_flax.export import stablehlo

@@ -29,8 +29,8 @@ def config():
 
 @pytest.fixture(scope="module")
 def dataset(config):
-    """A data set of two batches, the second with 34 images."""
-    return small_dataset(config, 82)
+    """A data set of two batches of one size, which needs only one program for the step."""
+    return small_dataset(config, 96)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_results_and_records_are_each_replicas_own(create, alone, dataset):
     records = together.records(1, metrics, results, seconds=3.0)
     assert len(records) == 2
     for index, record in enumerate(records):
-        loss = np.average(metrics.loss[:, index], weights=[48, 34])
+        loss = np.mean(metrics.loss[:, index])
         assert record["train/loss"] == pytest.approx(loss)
         assert record["test/loss"] == results["test"][index].loss
         assert record["seconds"] == 1.5 and record["epoch"] == 1
