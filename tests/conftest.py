@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import pathlib
@@ -29,7 +30,7 @@ import pytest  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from mnist_flax import data  # noqa: E402
-from tests.runs import ROOT, TINY, environment, load_few, tiny  # noqa: E402
+from tests.runs import ROOT, TINY, environment, load_few, python, tiny  # noqa: E402
 
 # The folder of MNIST's four IDX files; set MNIST_DIR if it is not next to the project.
 MNIST_DIR = pathlib.Path(os.environ.get("MNIST_DIR", ROOT.parent / "shared" / "mnist"))
@@ -69,21 +70,8 @@ def mnist_dir() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def run_main() -> Callable[..., subprocess.CompletedProcess]:
-    """Runs `python main.py ARGUMENTS` without a network or a W&B login, with `env` added."""
-
-    def run(
-        *arguments: str, cwd: pathlib.Path = ROOT, timeout: float = 300, **env: str
-    ) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, str(ROOT / "main.py"), *arguments],
-            cwd=cwd,
-            env=environment(**env),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-
-    return run
+    """Runs `python main.py ARGUMENTS` without a network or a W&B login; see `python`."""
+    return functools.partial(python, str(ROOT / "main.py"))
 
 
 @pytest.fixture(scope="session")
@@ -128,12 +116,12 @@ def averaged(train_once: Callable[..., pathlib.Path]) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def fork_main() -> Iterator[Callable[..., subprocess.CompletedProcess]]:
-    """Runs main.py in a fork of a process that has already imported the slow modules.
+    """Runs a command, by default main.py, in a fork of a process that has the slow imports done.
 
-    Use it for the many short commands that end with an error: it answers as `run_main` does.
+    Use it for the many short commands that end with an error: it answers as a new process does.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.fuzz_server"],
+        [sys.executable, "-m", "tests.fork_server"],
         cwd=ROOT,
         env=environment(),
         stdin=subprocess.PIPE,
@@ -142,9 +130,9 @@ def fork_main() -> Iterator[Callable[..., subprocess.CompletedProcess]]:
     )
 
     def run(
-        *arguments: str, cwd: pathlib.Path = ROOT, main: bool = True, **env: str
+        *arguments: str, command: str = "main.py", cwd: pathlib.Path = ROOT, **env: str
     ) -> subprocess.CompletedProcess:
-        request = {"arguments": arguments, "cwd": str(cwd), "env": env, "main": main}
+        request = {"command": command, "arguments": arguments, "cwd": str(cwd), "env": env}
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
         return subprocess.CompletedProcess(arguments, *json.loads(process.stdout.readline()))

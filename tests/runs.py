@@ -92,6 +92,20 @@ def on_devices(count: int) -> dict[str, str]:
     return {**QUICK, "XLA_FLAGS": f"{QUICK['XLA_FLAGS']} {flag}"}
 
 
+def python(
+    *arguments: str, cwd: pathlib.Path = ROOT, timeout: float = 300, **env: str | None
+) -> subprocess.CompletedProcess:
+    """Runs `python ARGUMENTS` in `environment(**env)`; returns its output as text."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment(**env),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
 class Run(subprocess.Popen):
     """A running `python main.py ARGUMENTS`, or another `command`, with its output in a file.
 

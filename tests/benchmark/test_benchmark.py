@@ -107,8 +107,8 @@ def test_measures_pytorch_in_turns(run_benchmark):
         assert len(seconds) == 5 and all(len(values) == 2 for values in seconds.values())
 
 
-def test_bad_flags_are_one_line(run_benchmark):
-    done = run_benchmark("--against=jax")
+def test_bad_flags_are_one_line(fork_main):
+    done = fork_main("--against=jax", command="mnist_flax.benchmark")
     assert done.returncode == 2 and "torch" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 

@@ -56,7 +56,7 @@ ARGUMENTS = st.one_of(
 @settings(max_examples=300, **OPTIONS)
 @given(st.lists(ARGUMENTS, min_size=1, max_size=3))
 def test_command_lines(fork_main, arguments):
-    done = fork_main(*arguments, main=False)
+    done = fork_main(*arguments, command="parser")
     status, out, err = done.returncode, done.stdout, done.stderr
     if any(argument.lstrip("-").split("=")[0] in ("help", "helpfull") for argument in arguments):
         return

@@ -77,7 +77,7 @@ def test_a_bucket_is_no_folder(fork_main, tmp_path, url):
     assert_refused(done, "config.dataset.data_dir=", "a folder")
 
 
-def test_what_results_do_not_depend_on_may_change(run_main, finished, tmp_path):
+def test_what_results_do_not_depend_on_may_change(run_main, fork_main, finished, tmp_path):
     """It is the W&B project, the folder for downloads, `keep`, and fields that an old run lacks."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     shutil.copytree(finished, run)
@@ -94,7 +94,7 @@ def test_what_results_do_not_depend_on_may_change(run_main, finished, tmp_path):
     assert summary(run)["num_test_errors"] == summary(whole)["num_test_errors"]
     # With a new field at another value than its default, it is a different run.
     (run / "config.json").write_text(lacking)
-    done = run_main(*longer, "--config.label_smoothing=0.1", f"--workdir={run}")
+    done = fork_main(*longer, "--config.label_smoothing=0.1", f"--workdir={run}")
     assert_refused(done, "config.label_smoothing=0.0 (now 0.1)")
 
 

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from mnist_flax.run import fields
-from tests.runs import ROOT
+from tests.runs import ROOT, python
 from tests.wandb_log import OfflineRun
 
 FIGURES = {"augmentation", "predictions", "misclassified", "curves", "confusion"}
@@ -226,12 +226,23 @@ def test_a_damaged_file_is_one_line_and_leaves_nothing(fork_main, mnist_dir, tmp
     assert not workdir.exists()
 
 
-def test_a_fork_answers_as_a_process_does(run_main, fork_main, tmp_path):
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("main.py", "--help"),
+        ("main.py", "--config.model.norm=instance"),
+        ("main.py", "--workdir=/dev/null/run"),
+        ("mnist_flax.predict", "--config.seed=1"),
+        ("mnist_flax.study", "--config.study.num_seeds=0"),
+    ],
+)
+def test_a_fork_answers_as_a_process_does(fork_main, tmp_path, command, arguments):
     """`fork_main` answers as the real command does; the tests of bad input rely on it."""
-    for arguments in (["--help"], ["--config.model.norm=instance"], ["--workdir=/dev/null/run"]):
-        real, fork = run_main(*arguments, cwd=tmp_path), fork_main(*arguments, cwd=tmp_path)
-        for field in ("returncode", "stdout", "stderr"):
-            assert getattr(real, field) == getattr(fork, field)
+    fork = fork_main(arguments, command=command, cwd=tmp_path)
+    path = [str(ROOT / "main.py")] if command == "main.py" else ["-m", command]
+    real = python(*path, arguments, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    for field in ("returncode", "stdout", "stderr"):
+        assert getattr(real, field) == getattr(fork, field)
     assert list(tmp_path.iterdir()) == []
 
 

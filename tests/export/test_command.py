@@ -153,9 +153,9 @@ def test_averaged_weights_and_a_single_view(averaged, export, images, tmp_path):
         (["--format=onnx", "--output=no/file"], "no/file cannot be written: No such file or"),
     ],
 )
-def test_bad_flags_are_one_line(export, finished, arguments, message):
+def test_bad_flags_are_one_line(fork_main, finished, arguments, message):
     pytest.importorskip("onnx")
-    done = export(finished, *arguments)
+    done = fork_main(f"--workdir={finished}", *arguments, command="mnist_flax.export")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
 

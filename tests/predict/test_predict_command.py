@@ -27,6 +27,17 @@ def run(finished, tmp_path):
 
 
 @pytest.fixture
+def fork(fork_main, finished, tmp_path):
+    """Does the same in a fork, for what is refused."""
+
+    def fork(*arguments: str, workdir=finished) -> subprocess.CompletedProcess:
+        command = "mnist_flax.predict"
+        return fork_main(f"--workdir={workdir}", *arguments, command=command, cwd=tmp_path)
+
+    return fork
+
+
+@pytest.fixture
 def digits(tmp_path):
     """Saves three digits of the test set as 0.png to 2.png; returns them as an array."""
     images = sample.load().test.images[[0, 400, 999]]
@@ -102,8 +113,8 @@ def test_without_pictures_it_is_the_test_set(run, finished):
         (["0.png", "--figure=none/out.png"], "--figure=none/out.png: No such file or directory"),
     ],
 )
-def test_bad_input_is_one_line(run, digits, arguments, expected):
-    done = run(*arguments)
+def test_bad_input_is_one_line(fork, digits, arguments, expected):
+    done = fork(*arguments)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {expected}") and done.stderr.count("\n") == 1
 
@@ -133,28 +144,28 @@ def test_the_data_set_of_a_run_on_mnist(run, run_main, mnist_dir, tmp_path):
     assert expected in run(f"--manual_dir={mnist_dir}", workdir=workdir).stdout
 
 
-def check_refused(run, workdir, data):
+def check_refused(fork, workdir, data):
     """Asserts that the test set is refused with one line, because the run used other data."""
-    done = run("--figure=out.png", workdir=workdir)
+    done = fork("--figure=out.png", workdir=workdir)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith(f"error: --workdir={workdir} holds a run on SAMPLE of 5,000")
     assert f"but the data are now {data}, CRC-32 " in done.stderr and "manual_dir" in done.stderr
     assert not (workdir.parent / "out.png").exists()
 
 
-def test_another_data_set_than_that_of_the_run(run, finished, mnist_dir, tmp_path):
+def test_another_data_set_than_that_of_the_run(fork, finished, mnist_dir, tmp_path):
     copy = copy_run(finished, tmp_path / "copy")
     change(copy / "dataset.json", source="tfds", title="MNIST")
     dataset = json.loads((copy / "config.json").read_text())["dataset"]
     change(copy / "config.json", dataset=dataset | {"manual_dir": str(mnist_dir)})
-    check_refused(run, copy, "MNIST")
+    check_refused(fork, copy, "MNIST")
 
 
-def test_other_images_than_those_of_the_run(run, finished, tmp_path):
+def test_other_images_than_those_of_the_run(fork, finished, tmp_path):
     copy = copy_run(finished, tmp_path / "copy")
     dataset = json.loads((copy / "config.json").read_text())["dataset"]
     change(copy / "config.json", dataset=dataset | {"validation_size": 500})
-    check_refused(run, copy, "SAMPLE of 5,000 MNIST digits, not MNIST")
+    check_refused(fork, copy, "SAMPLE of 5,000 MNIST digits, not MNIST")
 
 
 def test_a_thousand_pictures_in_one_call(run, tmp_path):

@@ -214,7 +214,9 @@ def test_another_configuration_is_refused_untouched(finished, fork_main):
     assert files(finished) == before
 
 
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_taken(finished, run_main, tmp_path):
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_taken(
+    finished, run_main, fork_main, tmp_path
+):
     workdir = copy(finished, tmp_path / "run")
     newest = workdir / "checkpoints" / "4"
     largest = max(newest.rglob("*"), key=lambda path: path.stat().st_size)
@@ -230,7 +232,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_taken(finished, run
     for path in (workdir / "checkpoints").rglob("files.sha256"):
         path.write_text("")
     before = files(workdir)
-    done = run_main(*TINY, f"--workdir={workdir}", "--config.num_epochs=5")
+    done = fork_main(*TINY, f"--workdir={workdir}", "--config.num_epochs=5")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: no checkpoint in {workdir}/checkpoints can be read (4: ")

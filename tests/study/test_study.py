@@ -207,7 +207,7 @@ def test_asked_to_stop_it_tells_how_to_resume(arguments, tmp_path):
     assert "Traceback" not in run.output
 
 
-def test_finished_it_reports_again_and_takes_no_other_recipe(finished, arguments):
+def test_finished_it_reports_again_and_takes_no_other_recipe(finished, fork_main, arguments):
     workdir, _ = finished
     before = files(workdir / "replicas")
     (workdir / "study.md").unlink()
@@ -215,7 +215,8 @@ def test_finished_it_reports_again_and_takes_no_other_recipe(finished, arguments
     assert again.returncode == 0, again.stderr
     assert "4 of them finished" in again.stdout and (workdir / "study.md").exists()
     assert files(workdir / "replicas") == before
-    other = study(*arguments, f"--workdir={workdir}", "--config.batch_size=32")
+    changed = (*arguments, f"--workdir={workdir}", "--config.batch_size=32")
+    other = fork_main(*changed, command="mnist_flax.study")
     assert other.returncode == 2 and other.stdout == ""
     assert "config.batch_size=64 (now 32)" in other.stderr and other.stderr.count("\n") == 1
     assert files(workdir / "replicas") == before
@@ -231,16 +232,17 @@ def test_finished_it_reports_again_and_takes_no_other_recipe(finished, arguments
         ),
     ],
 )
-def test_bad_flags_are_one_line(arguments, message, tmp_path):
-    done = study(*TINY, "--config.study.num_seeds=4", *arguments, f"--workdir={tmp_path}/study")
+def test_bad_flags_are_one_line(fork_main, arguments, message, tmp_path):
+    arguments = (*TINY, "--config.study.num_seeds=4", *arguments, f"--workdir={tmp_path}/study")
+    done = fork_main(*arguments, command="mnist_flax.study")
     assert done.returncode == 2 and done.stdout == ""
     assert message in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "study").exists()
 
 
-def test_a_run_does_not_resume_a_study(finished, run_main, arguments):
+def test_a_run_does_not_resume_a_study(finished, fork_main, arguments):
     workdir, _ = finished
-    done = run_main(*arguments, f"--workdir={workdir}")
+    done = fork_main(*arguments, f"--workdir={workdir}")
     assert done.returncode == 2
     assert done.stderr == f"error: --workdir={workdir} holds a study; allowed: a new folder\n"
 

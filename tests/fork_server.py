@@ -1,8 +1,8 @@
-"""Runs command lines, each in its own fork: `python -m tests.fuzz_server`.
+"""Runs command lines, each in its own fork: `python -m tests.fork_server`.
 
-Each line of standard input is a JSON object with `arguments`, `cwd`, `env`, and `main`, which is
-true to run main.py itself, and false to run only its parser and its checks. The answer is a line of
-JSON: exit status, standard output and standard error.
+Each line of standard input is a JSON object with `command`, `arguments`, `cwd` and `env`. The
+command is "main.py", "parser" for only its parser and its checks, or a module for `python -m`. The
+answer is a line of JSON: exit status, standard output and standard error.
 """
 
 import json
@@ -14,8 +14,10 @@ import traceback
 import warnings
 from typing import Any
 
-import mnist_flax.cli.arguments  # noqa: F401  so that forks need not import it
-from mnist_flax.cli import command
+# So that forks need not import them. None of them defines flags, which would be those of all.
+import mnist_flax.cli.arguments
+import mnist_flax.predict.classifier
+import mnist_flax.study.laboratory  # noqa: F401
 from tests.runs import ROOT
 
 
@@ -37,17 +39,19 @@ def answer(request: dict[str, Any]) -> tuple[int, str, str]:
         return status, *texts
 
 
-def _run(arguments: list[str], cwd: str, env: dict[str, str], main: bool) -> int:
+def _run(command: str, arguments: list[str], cwd: str, env: dict[str, str]) -> int:
     os.chdir(cwd)
     os.environ.update(env)
+    sys.argv = [str(ROOT / "main.py"), *arguments]
     try:
-        if main:
-            path = str(ROOT / "main.py")
-            sys.argv = [path, *arguments]
-            runpy.run_path(path, run_name="__main__")
+        if command == "parser":
+            from mnist_flax.cli.command import start
+
+            start(lambda config: print(config.batch_size))
+        elif command == "main.py":
+            runpy.run_path(sys.argv[0], run_name="__main__")
         else:
-            sys.argv = ["main.py", *arguments]
-            command.start(lambda config: print(config.batch_size))
+            runpy.run_module(command, run_name="__main__", alter_sys=True)
         return 0
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(bool(leaving.code))
