@@ -1,6 +1,5 @@
+import functools
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -8,7 +7,7 @@ from configs import default
 from mnist_flax.benchmark import __main__ as benchmark
 from mnist_flax.benchmark import jax_worker
 from mnist_flax.errors import UserError
-from tests.runs import ROOT, environment
+from tests.runs import python
 
 
 def test_work_is_counted_as_by_hand():
@@ -64,17 +63,8 @@ def test_table_without_another_has_no_ratios():
 
 @pytest.fixture
 def run_benchmark(tmp_path):
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "mnist_flax.benchmark", *arguments],
-            cwd=ROOT,
-            env=environment(XDG_CACHE_HOME=str(tmp_path)),
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-
-    return run
+    command = ("-m", "mnist_flax.benchmark")
+    return functools.partial(python, *command, timeout=600, XDG_CACHE_HOME=str(tmp_path))
 
 
 SMALL = (

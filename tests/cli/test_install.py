@@ -1,5 +1,6 @@
 """The package as `pip install .` installs it, used outside its repository."""
 
+import functools
 import pathlib
 import shutil
 import subprocess
@@ -7,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.runs import ROOT, TINY, environment
+from tests.runs import ROOT, TINY, python
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +32,7 @@ def installed(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture
 def run(installed, tmp_path):
     """Runs Python with the installed package, in an empty folder."""
-
-    def run(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, *arguments],
-            cwd=tmp_path,
-            env=environment(PYTHONPATH=str(installed)),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-
-    return run
+    return functools.partial(python, cwd=tmp_path, PYTHONPATH=str(installed))
 
 
 def test_every_file_is_installed(installed, run):

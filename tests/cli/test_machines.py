@@ -1,15 +1,12 @@
 """The real command on machines that lack something: locks, devices, memory, valid settings."""
 
 import errno
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import pytest
 
 from mnist_flax.runtime import files
-from tests.runs import ROOT, TINY, assert_same_run, environment, records, summary
+from tests.runs import ROOT, TINY, assert_same_run, python, records, summary
 
 ONE_EPOCH = (*TINY, "--config.num_epochs=1")
 
@@ -23,18 +20,6 @@ def stub(tmp_path):
         return {"PYTHONPATH": str(tmp_path)}
 
     return stub
-
-
-@pytest.fixture
-def run_study():
-    """Runs `python -m mnist_flax.study ARGUMENTS` in a folder."""
-
-    def run(*arguments: str, cwd: pathlib.Path) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "mnist_flax.study", *arguments]
-        env = environment(PYTHONPATH=str(ROOT))
-        return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
-
-    return run
 
 
 def assert_refused(done, *words: str) -> None:
@@ -128,14 +113,7 @@ def test_devices_that_are_not_there(run_main, tmp_path, variable, value, words):
     ],
 )
 def test_bars_that_tqdm_cannot_draw(module, variable, value):
-    done = subprocess.run(
-        [sys.executable, "-m", f"mnist_flax.{module}"],
-        cwd=ROOT,
-        env=environment(**{f"TQDM_{variable}": value}),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = python("-m", f"mnist_flax.{module}", **{f"TQDM_{variable}": value})
     assert_refused(done, f"tqdm cannot use TQDM_{variable}={value} (", "unset it")
 
 
@@ -154,10 +132,14 @@ def test_more_memory_than_there_is(run_main, tmp_path):
 
 @pytest.mark.parametrize("shadow", ["configs/__init__.py", "configs/default.py"])
 @pytest.mark.parametrize("command", ["main", "study", "recipe"])
-def test_another_folder_with_recipes_of_its_own(fork_main, run_study, tmp_path, shadow, command):
+def test_another_folder_with_recipes_of_its_own(fork_main, tmp_path, shadow, command):
     (tmp_path / "configs").mkdir()
     (tmp_path / shadow).write_text("raise ImportError('not this one')")
     recipe = [f"--config={ROOT}/configs/quick.py"] if command == "recipe" else []
     arguments = [*recipe, "--config.num_epochs=0"]
-    done = (run_study if command == "study" else fork_main)(*arguments, cwd=tmp_path)
+    if command == "study":
+        study = ("-m", "mnist_flax.study")
+        done = python(*study, *arguments, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    else:
+        done = fork_main(*arguments, cwd=tmp_path)
     assert_refused(done, "config.num_epochs=0")

@@ -1,11 +1,8 @@
 """Runs in IPython; its session must survive them."""
 
-import subprocess
-import sys
-
 import pytest
 
-from tests.runs import ROOT, TINY, assert_same_run, environment, epochs, records
+from tests.runs import ROOT, TINY, assert_same_run, epochs, python, records
 
 SESSION = """
 import os, signal, threading, time
@@ -47,14 +44,8 @@ def test_a_session(finished, tmp_path):
     tiny = " ".join(argument.replace(" ", "") for argument in TINY)
     script = tmp_path / "session.ipy"
     script.write_text(SESSION.format(main=ROOT / "main.py", tiny=tiny, folder=tmp_path))
-    done = subprocess.run(
-        [sys.executable, "-m", "IPython", "--colors=NoColor", str(script)],
-        cwd=tmp_path,
-        env=environment(PYTHONPATH=str(ROOT), IPYTHONDIR=str(tmp_path / "ipython")),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    env = {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(tmp_path / "ipython")}
+    done = python("-m", "IPython", "--colors=NoColor", str(script), cwd=tmp_path, **env)
     assert "Error" not in done.stdout + done.stderr, done.stdout + done.stderr
     for run in ("first", "second"):
         assert_same_run(tmp_path / run, finished)

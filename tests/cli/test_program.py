@@ -1,12 +1,10 @@
 """How commands end while threads are inside JAX; Python's own clean-up would abort there."""
 
 import signal
-import subprocess
-import sys
 
 import pytest
 
-from tests.runs import ROOT, environment
+from tests.runs import python
 
 SCRIPT = """
 import atexit, os, signal, sys, threading
@@ -45,14 +43,7 @@ program.run(main)
 )
 def test_a_command_ends_beside_threads_that_compute(end, status, said):
     """It keeps its status and its output, and runs all exit handlers first."""
-    done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", SCRIPT.format(end=end)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = python("-X", "faulthandler", "-c", SCRIPT.format(end=end), timeout=120)
     assert done.returncode == status, done.stderr
     assert done.stdout == "line\n" * 20_000 + "the last of it, at the exit\n"
     assert done.stderr.endswith(said) if status == 1 else done.stderr == said

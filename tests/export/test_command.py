@@ -1,15 +1,13 @@
 """The real `python -m mnist_flax.export`, and its files loaded as docs/use.md shows."""
 
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from mnist_flax import predict
 from mnist_flax.sources import sample
-from tests.runs import ROOT, environment
+from tests.runs import ROOT, python
 from tests.runs import copy as copy_run
 
 PAGE = ROOT / "docs" / "use.md"
@@ -32,14 +30,11 @@ def images():
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory):
-    def export(workdir, *arguments: str, python=("-m", "mnist_flax.export"), **env: str):
-        return subprocess.run(
-            [sys.executable, *python, f"--workdir={workdir}", *arguments],
-            cwd=tmp_path_factory.getbasetemp(),
-            env=environment(PYTHONPATH=str(ROOT), **env),
-            capture_output=True,
-            text=True,
-        )
+    cwd, module = tmp_path_factory.getbasetemp(), ("-m", "mnist_flax.export")
+
+    def export(workdir, *arguments: str, command=module):
+        workdir = f"--workdir={workdir}"
+        return python(*command, workdir, *arguments, cwd=cwd, PYTHONPATH=str(ROOT))
 
     return export
 
@@ -53,13 +48,7 @@ def in_a_clean_process(tmp_path, images):
         before = "import sys; sys.modules.update(dict.fromkeys(('flax', 'mnist_flax')))\n"
         load = "import numpy as np\nimages = np.load('images.npy')\n"
         after = "\nnp.save('probabilities.npy', np.asarray(probabilities))\n"
-        done = subprocess.run(
-            [sys.executable, "-c", before + load + code + after],
-            cwd=tmp_path,
-            env=environment(PYTHONPATH=None),
-            capture_output=True,
-            text=True,
-        )
+        done = python("-c", before + load + code + after, cwd=tmp_path, PYTHONPATH=None)
         assert done.returncode == 0, done.stderr
         return np.load(tmp_path / "probabilities.npy")
 
@@ -167,7 +156,7 @@ def test_bad_flags_are_one_line(fork_main, finished, arguments, message):
 def test_a_missing_extra_is_one_line(export, tmp_path, form, package):
     code = HIDDEN.format(package, "mnist_flax.export")
     code = f"{code[:-1]}, run_name='__main__')"
-    done = export(tmp_path, f"--format={form}", python=("-c", code))
+    done = export(tmp_path, f"--format={form}", command=("-c", code))
     expected = f"error: --format={form} needs {package}; pip install -e '.[{form}]'\n"
     assert (done.returncode, done.stderr) == (2, expected)
     assert not list(tmp_path.iterdir())

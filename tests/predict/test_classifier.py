@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ import pytest
 from mnist_flax import data, predict
 from mnist_flax.errors import UserError
 from mnist_flax.evaluate import evaluate
-from tests.runs import ROOT, environment, records
+from tests.runs import ROOT, python, records
 
 # Predicts with nothing but the run's folder: no data set, no configuration, no W&B.
 SCRIPT = """
@@ -85,13 +83,8 @@ def test_a_copy_elsewhere_needs_nothing_else(finished, test_split, tmp_path):
     shutil.copytree(finished, copy, ignore=shutil.ignore_patterns("figures", "summary.json"))
     np.save(tmp_path / "images.npy", test_split.images[:20])
     arguments = [str(copy), str(tmp_path / "images.npy"), str(tmp_path / "answer.npy")]
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments],
-        cwd=tmp_path,
-        env=environment(PYTHONPATH=str(ROOT), HOME=str(tmp_path)),
-        capture_output=True,
-        text=True,
-    )
+    env = {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    done = python("-c", SCRIPT, *arguments, cwd=tmp_path, **env)
     assert done.returncode == 0, done.stderr
     expected = predict.load(str(finished))(test_split.images[:20])
     np.testing.assert_allclose(np.load(tmp_path / "answer.npy"), expected, atol=1e-6)

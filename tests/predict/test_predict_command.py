@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from PIL import Image
 
 from mnist_flax import predict
 from mnist_flax.sources import sample
-from tests.runs import ROOT, TINY, environment
+from tests.runs import ROOT, TINY, python
 from tests.runs import copy as copy_run
 
 
@@ -19,9 +18,8 @@ def run(finished, tmp_path):
     """Runs the command in an empty folder, by default on the finished run."""
 
     def run(*arguments: str, workdir=finished, **env: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "mnist_flax.predict", f"--workdir={workdir}", *arguments]
-        env = environment(PYTHONPATH=str(ROOT), **env)
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        command = ("-m", "mnist_flax.predict", f"--workdir={workdir}", *arguments)
+        return python(*command, cwd=tmp_path, PYTHONPATH=str(ROOT), **env)
 
     return run
 
@@ -68,9 +66,8 @@ def test_pictures_as_a_table_and_as_json(run, digits, finished):
 def test_a_run_in_a_folder_below(finished, tmp_path, module):
     copy_run(finished, tmp_path / "runs" / "1")
     flags = {"predict": ["--json"], "export": ["--format=stablehlo"]}[module]
-    command = [sys.executable, "-m", f"mnist_flax.{module}", "--workdir=runs/1", *flags]
-    env = environment(PYTHONPATH=str(ROOT))
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    command = ("-m", f"mnist_flax.{module}", "--workdir=runs/1", *flags)
+    done = python(*command, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
     assert "runs/1" in done.stdout + done.stderr
 

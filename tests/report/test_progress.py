@@ -8,7 +8,7 @@ import termios
 
 import pytest
 
-from tests.runs import ROOT
+from tests.runs import ROOT, python
 
 SCRIPT = """
 from mnist_flax.report.progress import Progress
@@ -34,9 +34,7 @@ LINES = [
 
 
 def test_plain_lines_without_a_terminal():
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = python("-c", SCRIPT)
     assert done.stdout.splitlines() == LINES
     assert done.stderr == ""
 

@@ -2,8 +2,6 @@ import io
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 from concurrent.futures import Future
 
 import numpy as np
@@ -12,7 +10,7 @@ from PIL import Image
 
 from mnist_flax import predict
 from mnist_flax.report.tracking import Tracker
-from tests.runs import ROOT, TINY, environment, records, summary
+from tests.runs import TINY, python, records, summary
 from tests.wandb_log import OfflineRun
 
 
@@ -116,8 +114,7 @@ def test_online_without_a_login_is_kept_offline_and_said(start, tmp_path):
 def test_a_server_that_refuses_costs_no_wait_and_no_data(tmp_path):
     """This runs in its own process, because W&B reads its settings only once."""
     script = f"""
-import time, sys
-sys.path.insert(0, {str(ROOT)!r})
+import time
 from mnist_flax.report import service, tracking
 from tests.report.test_tracking import log_a_run
 from configs import default
@@ -131,10 +128,8 @@ assert time.monotonic() - started < 1
 log_a_run(tracker)
 print("kept in", tracker.offline_folder)
 """
-    env = environment(WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY="a" * 40)
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=env
-    )
+    env = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "a" * 40}
+    done = python("-c", script, timeout=120, **env)
     assert done.returncode == 0, done.stderr
     assert "W&B: no connection" in done.stdout and "/offline-run-" in done.stdout, done.stdout
     assert OfflineRun(tmp_path).summary["final_test_accuracy"] == 0.875
@@ -143,8 +138,7 @@ print("kept in", tracker.offline_folder)
 def test_a_service_that_hangs_is_given_up(tmp_path):
     """W&B's process is suspended; ours must still end."""
     script = f"""
-import sys, time
-sys.path.insert(0, {str(ROOT)!r})
+import time
 import psutil
 from mnist_flax.report import tracking
 from configs import default
@@ -163,13 +157,7 @@ tracker.finish({{}})
 print("finished", flush=True)
 """
     # Leave out the variables that W&B set in an earlier test, so that the script starts a service.
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=environment(),
-    )
+    done = python("-c", script, timeout=60)
     assert "W&B does not answer; upload what is left: wandb sync" in done.stdout
     assert done.stdout.endswith("finished\n")
     assert done.returncode == 0
@@ -178,8 +166,7 @@ print("finished", flush=True)
 def test_a_run_of_the_same_process_is_left_alone(tmp_path):
     """A notebook may have its own W&B run, which must survive even if ours cannot start."""
     script = f"""
-import os, sys
-sys.path.insert(0, {str(ROOT)!r})
+import os
 import wandb
 from mnist_flax.report import service, tracking
 from configs import default
@@ -196,8 +183,7 @@ own.finish()
 """
     for name in ("own", "ours"):
         (tmp_path / name).mkdir()
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
+    done = python("-c", script, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("W&B: it cannot start with these settings") == 1
     ours, own = OfflineRun(tmp_path / "ours"), OfflineRun(tmp_path / "own")
@@ -208,8 +194,6 @@ own.finish()
 def test_the_next_run_of_the_same_process_finds_no_trace(tmp_path):
     """A notebook may start its own W&B run afterwards."""
     script = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
 import wandb
 from mnist_flax.report import service, tracking
 from configs import default
@@ -221,9 +205,7 @@ assert not service.services()
 settings = wandb.setup().settings
 print(settings.mode, settings.silent, settings.project)
 """
-    command = [sys.executable, "-c", script]
-    env = environment(WANDB_PROJECT="theirs")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
+    done = python("-c", script, timeout=60, WANDB_PROJECT="theirs")
     assert (done.returncode, done.stdout) == (0, "online False theirs\n"), done.stderr
     assert OfflineRun(tmp_path).summary["final_test_accuracy"] == 0.875
 
@@ -231,7 +213,6 @@ print(settings.mode, settings.silent, settings.project)
 def test_disabled_imports_nothing(tiny_config, tmp_path):
     script = f"""
 import sys
-sys.path.insert(0, {str(ROOT)!r})
 from mnist_flax import predict
 from mnist_flax.report.tracking import Tracker
 from configs import default
@@ -242,7 +223,8 @@ tracker.log_steps(1, [0.5], [0.5])
 tracker.finish({{}})
 assert "wandb" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", script], check=True)
+    done = python("-c", script)
+    assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -319,14 +301,7 @@ while waiting:  # six at a time
         assert os.waitpid(child, 0)[1] == 0, name
 """
     values = json.dumps({name: value for name, (value, _) in BAD.items()})
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(folder), values],
-        env=environment(),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = python("-c", script, str(folder), values)
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -1,8 +1,6 @@
 import dataclasses
 import random
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,7 @@ from mnist_flax import optimizer, step
 from mnist_flax.errors import UserError
 from mnist_flax.run.checkpoint import Checkpoints, explain
 from mnist_flax.run.history import History
-from tests.runs import ROOT, environment, tiny
+from tests.runs import python, tiny
 
 STEPS = 3  # per epoch
 
@@ -196,7 +194,7 @@ import pathlib
 from mnist_flax.errors import UserError
 from mnist_flax.run.checkpoint import Checkpoints
 from tests.run.test_checkpoint import STEPS, create, like, save
-from tests.runs import ROOT, environment, tiny
+from tests.runs import tiny
 
 folder, config = pathlib.Path({str(tmp_path)!r}), tiny()
 save(folder, create(config), 0.5)
@@ -206,8 +204,7 @@ try:
 except UserError as error:
     print(error)
 """
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    done = python("-c", script)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     assert line.startswith(f"no checkpoint in {tmp_path} can be read (1: ")

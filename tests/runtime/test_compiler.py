@@ -1,7 +1,6 @@
 """Compiling in the background, and how a process ends meanwhile."""
 
 import os
-import subprocess
 import sys
 import threading
 import types
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from mnist_flax.runtime.compilation import Compiler
-from tests.runs import ROOT, environment
+from tests.runs import python
 
 
 def lower_double():
@@ -99,12 +98,5 @@ try:
 except (ZeroDivisionError, signals.Interrupted):
     sys.exit(3)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = python("-c", script, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (3, "compiled\n", "")

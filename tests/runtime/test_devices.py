@@ -1,8 +1,6 @@
 """Results are the same on any number of devices; here these are virtual devices of a CPU."""
 
 import functools
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 
 from mnist_flax.errors import UserError
 from mnist_flax.runtime import devices
-from tests.runs import ROOT, TINY, arrays, assert_close_run, environment, on_devices
+from tests.runs import TINY, arrays, assert_close_run, on_devices, python
 
 # 3,990 images in batches of 400: the last batch of 390 is no multiple of 8.
 UNEVEN = (
@@ -50,15 +48,8 @@ def test_results_are_those_of_one_device(run_on, count):
 
 def test_on_eight_devices():
     """Runs tests/on_eight_devices.py in a process with eight devices."""
-    tests = str(ROOT / "tests" / "on_eight_devices.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment(**on_devices(8)),
-        timeout=900,
-    )
+    pytest_ = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/on_eight_devices.py")
+    done = python(*pytest_, timeout=900, **on_devices(8))
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout and "skipped" not in done.stdout
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.runs import ROOT, TINY, environment, free_port, going_on
+from tests.runs import ROOT, TINY, environment, free_port, going_on, python
 
 # Joins, and prints what JAX was told: the number of processes and the GPUs it may use.
 JOIN = """
@@ -168,15 +168,8 @@ def test_devices_that_a_process_lacks_end_all(without):
 def test_others_that_do_not_come_are_an_error(tmp_path, address, process, said):
     port = free_port()
     cluster = (f"--coordinator_address={address.format(port)}", "--num_processes=2")
-    soon = [sys.executable, "-c", "import main\n" + SOON]
-    done = subprocess.run(
-        [*soon, *TINY, f"--workdir={tmp_path}/run", *cluster, f"--process_id={process}"],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    arguments = (*TINY, f"--workdir={tmp_path}/run", *cluster, f"--process_id={process}")
+    done = python("-c", "import main\n" + SOON, *arguments, timeout=100)
     assert done.returncode == 2
     assert done.stdout == "Joining 2 processes, waiting up to 3 s; Ctrl-C ends the wait\n"
     (line,) = done.stderr.splitlines()

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tests.runs import ROOT
+from tests.runs import ROOT, python
 
 SCRIPT = """
 import sys, time
@@ -85,7 +85,7 @@ except Exception:
 except signals.Interrupted as error:
     print(error, error.status)
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    done = python("-c", script)
     assert (done.stdout, done.stderr) == ("stopped by SIGTERM 143\n", "")
 
 

@@ -1,11 +1,10 @@
 """The study command on the bundled sample: its results, and how it is stopped and resumed."""
 
 import contextlib
+import functools
 import json
 import re
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from mnist_flax.runtime import devices, memory
 from mnist_flax.runtime.signals import Interrupted
 from mnist_flax.study import laboratory
 from mnist_flax.study.replicas import Replicas
-from tests.runs import QUICK, ROOT, TINY, environment, files, going_on, summary
+from tests.runs import QUICK, TINY, files, going_on, python, summary
 from tests.wandb_log import OfflineRun
 
 STUDY = ("-m", "mnist_flax.study")
@@ -46,15 +45,7 @@ def arguments(tmp_path_factory):
     return (f"--config={path}", *TINY[1:], f"--config.num_epochs={NUM_EPOCHS}")
 
 
-def study(*arguments, **env):
-    return subprocess.run(
-        [sys.executable, *STUDY, *arguments],
-        cwd=ROOT,
-        env=environment(**QUICK, **env),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+study = functools.partial(python, *STUDY, timeout=600, **QUICK)
 
 
 @pytest.fixture(scope="module")
