@@ -6,20 +6,19 @@ import json
 import shutil
 import tempfile
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs import default
-from mnist_flax import optimizer, step
 from mnist_flax.errors import UserError
 from mnist_flax.run.checkpoint import Checkpoints
 from mnist_flax.run.fields import FIELDS
 from mnist_flax.run.history import History
 from mnist_flax.run.workdir import Workdir
 from mnist_flax.sources import idx
+from tests.run.test_checkpoint import create, like
 from tests.runs import files
 
 OPTIONS = {
@@ -126,9 +125,7 @@ def used(tmp_path_factory):
     """A used workdir, its configuration, and the state in its checkpoints."""
     config = default.get_config()
     config.model.channels, config.model.kernel_sizes = ((2,),), ((3,),)
-    schedule = optimizer.create_schedule(config.optimizer, 2, 2)
-    create = jax.jit(lambda seed: step.create_state(seed, config, (28, 28, 1), 10, schedule))
-    state = create(0)
+    state = create(config)
     folder = tmp_path_factory.mktemp("used") / "run"
     workdir = Workdir(str(folder), config.to_dict())
     history, checkpoints = History("id", "digits"), Checkpoints(folder / "checkpoints", 2)
@@ -183,14 +180,11 @@ def test_workdirs_of_other_runs(used, changes):
                 with contextlib.suppress(OSError):
                     (folder / "config.json").write_text(json.dumps(other))
         before = files(folder)
-        like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-        )
         said = []
         try:
             with contextlib.closing(Workdir(str(folder), config)) as workdir:
                 restored = Checkpoints(folder / "checkpoints", 2).restore(
-                    like, workdir.has_metrics, said.append
+                    like(state), workdir.has_metrics, said.append
                 )
         except UserError as error:
             assert "\n" not in str(error) and len(str(error)) < 2_000

@@ -9,10 +9,9 @@ from mnist_flax.data import Dataset
 from mnist_flax.evaluate import evaluate
 from mnist_flax.report import observers
 from mnist_flax.report.observers import Console, Pictures, WandB
-from mnist_flax.run.history import History
 from mnist_flax.sources import Split
+from tests.report.pages import STEPS, history
 
-STEPS = 3  # per epoch
 EVERY = {"augmentation", "confusion", "curves", "misclassified", "predictions"}
 
 
@@ -29,17 +28,6 @@ DATASET = Dataset(
 TEST = evaluate(
     8.0 * np.eye(10)[(DATASET.test.labels + (np.arange(30) >= 23)) % 10], np.arange(30) % 10
 )
-
-
-def history(num_epochs: int) -> History:
-    past = History("anid", "MNIST")
-    for epoch in range(1, num_epochs + 1):
-        record = {"epoch": epoch, "step": STEPS * epoch, "learning_rate": 0.1}
-        for split in ("train", "test"):
-            record |= {f"{split}/loss": 1 / epoch, f"{split}/accuracy": 1 - 1 / epoch}
-        steps = np.float32([epoch, epoch + 0.25, epoch + 0.5])
-        past = past.extended(record, steps, steps / 10)
-    return past
 
 
 class TestPictures:
@@ -167,9 +155,9 @@ class TestWandB:
             "epoch": 2,
             "learning_rate": 0.1,
             "train/epoch_loss": 0.5,
-            "train/epoch_accuracy": 0.5,
-            "test/loss": 0.5,
-            "test/accuracy": 0.5,
+            "train/epoch_accuracy": 0.9375,
+            "test/loss": 1.0,
+            "test/accuracy": 0.875,
         }
         assert told[5] == ("log", 6, {"predictions": "P"})
 

@@ -160,7 +160,7 @@ class TestWhatItHolds:
         assert steps["name"] == "train, each step"
         assert (train["x"], train["y"], test["y"]) == ([1, 2], [1, 0.5], [2, 1])
         np.testing.assert_allclose(steps["x"], (np.arange(6) + 0.5) / 3, rtol=1e-5)
-        np.testing.assert_allclose(steps["y"], [1, 1 / 2, 1 / 3] * 2, rtol=1e-5)
+        np.testing.assert_allclose(steps["y"], [1, 1.25, 1.5, 2, 2.25, 2.5], rtol=1e-5)
         assert accuracy["series"][1]["y"] == [87.5, 93.75]
 
     def test_the_numbers_of_the_epochs(self):

@@ -13,12 +13,12 @@ from mnist_flax.report.page.network import Layers
 from mnist_flax.report.page.render import pack
 from mnist_flax.run.configs import flatten
 from mnist_flax.sources import sample
+from mnist_flax.sources.pictures import center
 from tests.report.pages import (
     MEAN,
     STD,
     in_node,
     jax_logits,
-    mnist_form,
     narrow,
     random_variables,
 )
@@ -102,7 +102,7 @@ def test_drawings_take_the_form_that_pillow_gives_them():
     given = [{"ink": d.ravel().tolist(), "height": len(d), "width": len(d[0])} for d in drawings]
     form = "given.map(({ink, height, width}) => Array.from(toMnistForm(ink, width, height)))"
     found = np.array(in_node(["pad.js"], form, given), float).reshape(-1, 28, 28)
-    expected = np.array([mnist_form(drawing) for drawing in drawings], float)
+    expected = np.array([center(drawing) for drawing in drawings], float)
     # A sum near a half may be rounded up or down.
     assert np.abs(found - expected).max() <= 1
     assert (found != expected).mean() < 1e-3

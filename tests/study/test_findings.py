@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_flax import data
 from mnist_flax.run.workdir import Workdir
 from mnist_flax.study.findings import Findings
 from mnist_flax.study.store import ReplicaStore
-from tests.study.test_store import create
+from tests.study.made_up import DATASET, LABELS, SPLIT, create, replicas_of
 
 SEEDS = range(5)
-LABELS = np.arange(1_000, dtype=np.int32) % 10
 # Errors in 1,000 test images, one number per seed.
 ERRORS = {
     "base": [100, 104, 96, 101, 99],
@@ -27,14 +25,12 @@ ERRORS = {
 @pytest.fixture
 def study(tiny_config, tmp_path):
     """Writes findings about replicas; returns their words, study.md and study.json's content."""
-    split = data.Split(np.zeros((1_000, 28, 28, 1), np.uint8), LABELS)
-    names = tuple(map(str, range(10)))
     folder = Workdir(str(tmp_path / "made up"), tiny_config.to_dict())
     store = ReplicaStore(folder.path / "replicas")
 
-    def write(replicas, ensemble=False, validation=split, names_of_recipes=tuple(ERRORS)):
+    def write(replicas, ensemble=False, validation=SPLIT, names_of_recipes=tuple(ERRORS)):
         tiny_config.study.num_seeds = len(SEEDS)
-        dataset = data.Dataset("mnist", "tfds", names, split, validation, split, 0.1, 0.3)
+        dataset = DATASET._replace(validation=validation)
         findings = Findings(tiny_config, dataset, names_of_recipes, folder, store, ensemble)
         words = findings.write(replicas, pytest.fail)
         text = (folder.path / "study.md").read_text()
@@ -43,14 +39,6 @@ def study(tiny_config, tmp_path):
     write.config, write.store, write.path = tiny_config, store, folder.path
     yield write
     folder.close()
-
-
-def replicas_of(errors, **options):
-    return [
-        create(name, seed, count, **options)
-        for name, counts in errors.items()
-        for seed, count in enumerate(counts)
-    ]
 
 
 def cells(text, name):

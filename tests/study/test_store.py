@@ -5,28 +5,8 @@ import numpy as np
 import pytest
 
 from mnist_flax.errors import UserError
-from mnist_flax.study.store import Replica, ReplicaStore
-
-PROBABILITIES = {"test": np.array([[0.25, 0.75], [0.5, 0.5]])}
-
-
-def create(variant="layer norm", seed=3, num_errors=70, loss=0.1, seconds=2.0, num_together=1):
-    """Returns a made-up replica with 1,000 test images."""
-    results = {"loss": loss, "accuracy": 1 - num_errors / 1_000, "num_errors": num_errors}
-    return Replica(
-        variant=variant,
-        seed=seed,
-        run_id="0123",
-        data="MNIST",
-        config={"num_epochs": 2},
-        records=[{"epoch": 1, "train/loss": loss}],
-        results={"test": results, "validation": results},
-        train_seconds=seconds,
-        compile_seconds=1.0,
-        num_together=num_together,
-        device="Device: cpu",
-        versions={name: "1" for name in ("python", "jax", "flax", "optax", "numpy")},
-    )
+from mnist_flax.study.store import ReplicaStore
+from tests.study.made_up import PROBABILITIES, create
 
 
 @pytest.fixture

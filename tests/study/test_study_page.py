@@ -2,21 +2,20 @@
 
 import base64
 import dataclasses
+import functools
 import html
 import json
 import re
 
-import numpy as np
 import pytest
 
-from mnist_flax import data
 from mnist_flax.report.page.render import MAX_BYTES
 from mnist_flax.run.workdir import Workdir
 from mnist_flax.study import page as study_page
 from mnist_flax.study.findings import Findings
 from mnist_flax.study.store import ReplicaStore
 from tests.report.pages import check_accessibility, data_of, leaving
-from tests.study.test_store import create
+from tests.study import made_up
 
 ERRORS = {"base": [100, 104, 96], "layer norm": [120, 125, 115], "max pooling": [91, 94, 85]}
 
@@ -29,10 +28,7 @@ def write(tiny_config, tmp_path):
     def write(replicas, name="made up", source="tfds", say=pytest.fail):
         names = tuple(dict.fromkeys(replica.variant for replica in replicas))
         tiny_config.study.num_seeds = 3
-        labels = np.arange(1_000, dtype=np.int32) % 10
-        split = data.Split(np.zeros((1_000, 28, 28, 1), np.uint8), labels)
-        digits = tuple(map(str, range(10)))
-        dataset = data.Dataset("mnist", source, digits, split, None, split, 0.1, 0.3, "asked for")
+        dataset = made_up.DATASET._replace(source=source, validation=None)
         folder = Workdir(str(tmp_path / name), tiny_config.to_dict())
         folders.append(folder)
         store = ReplicaStore(folder.path / "replicas")
@@ -52,15 +48,10 @@ def trained(variant, seed, num_errors, num_epochs=4, num_final=2):
         if epoch > num_epochs - num_final:
             record |= {"test/loss": 2 * seed / epoch, "test/accuracy": 1 - num_errors / 1_000}
         records.append(record)
-    return dataclasses.replace(create(variant, seed, num_errors), records=records)
+    return dataclasses.replace(made_up.create(variant, seed, num_errors), records=records)
 
 
-def replicas_of(errors, **options):
-    return [
-        trained(name, seed, count, **options)
-        for name, counts in errors.items()
-        for seed, count in enumerate(counts, start=7)
-    ]
+replicas_of = functools.partial(made_up.replicas_of, create=trained, first_seed=7)
 
 
 def table_of(page):

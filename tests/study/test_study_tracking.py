@@ -1,19 +1,15 @@
-import subprocess
-import sys
-
-from tests.runs import ROOT, environment
+from tests.runs import python
 from tests.wandb_log import OfflineRun
 
 
 def test_what_w_and_b_refuses_is_said_once(tmp_path):
     """This runs in its own process, because W&B's service is killed."""
     script = f"""
-import dataclasses, pathlib, sys
-sys.path.insert(0, {str(ROOT)!r})
+import dataclasses, pathlib
 from configs import default
 from mnist_flax.study.store import ReplicaStore
 from mnist_flax.study.tracking import StudyTracking
-from tests.study.test_store import PROBABILITIES, create
+from tests.study.made_up import PROBABILITIES, create
 config = default.get_config()
 config.wandb.mode = "online"
 store = ReplicaStore(pathlib.Path({str(tmp_path)!r}) / "replicas")
@@ -25,9 +21,7 @@ for seed in (1, 2):
     tracking.send(replica)
 tracking.finish(lambda: None)
 """
-    command = [sys.executable, "-c", script]
-    env = environment(WANDB_IDENTITY_TOKEN_FILE="/nowhere")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
+    done = python("-c", script, timeout=60, WANDB_IDENTITY_TOKEN_FILE="/nowhere")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("it cannot start with these settings") == 1
     for run_id in ("run1", "run2"):
