@@ -13,29 +13,29 @@ from jax import export as jax_export
 from configs import default
 from mnist_flax.predict.classifier import About, Classifier
 from mnist_flax.run.history import History
-from tests.parity import test_parity as parity
+from tests.parity import reference
 
 ABOUT = About("mnist", "tfds", "MNIST", tuple("0123456789"), (27, 27, 1), 0.1307, 0.3081)
-EVERY_VARIANT = pytest.mark.parametrize("variant", parity.VARIANTS)
+EVERY_VARIANT = pytest.mark.parametrize("variant", reference.VARIANTS)
 
 
 def classifier(variant: str, dtype: str = "float32") -> Classifier:
     config = default.get_config()
-    config.model.update(parity.SMALL_CHANNELS)
+    config.model.update(reference.SMALL_CHANNELS)
     config.model.dtype = dtype
     names = ("norm", "norm_position", "downsample", "padding")
     config.model.update(dict(zip(names, variant.split("-"), strict=True)))
-    state = types.SimpleNamespace(eval_variables=parity._load_variables(variant, "float32"))
+    state = types.SimpleNamespace(eval_variables=reference.load_variables(variant, "float32"))
     history = History(records=({"epoch": 1, "test/accuracy": 0.5},))
     return Classifier(config, ABOUT, state, history)
 
 
 def images() -> np.ndarray:
-    return parity._reference()["images"][:8, ..., None]
+    return reference.arrays()["images"][:8, ..., None]
 
 
 def expected(variant: str) -> np.ndarray:
-    logits = parity._reference()[f"logits/eval/{variant}"].astype(np.float64)
+    logits = reference.arrays()[f"logits/eval/{variant}"].astype(np.float64)
     exponentials = np.exp(logits - logits.max(1, keepdims=True))
     return exponentials / exponentials.sum(1, keepdims=True)
 
@@ -46,7 +46,7 @@ def assert_same(actual: np.ndarray, variant: str) -> None:
 
 
 # The network itself is exported, so no variant has code of its own.
-@pytest.mark.parametrize("variant", parity.ONE_FACTOR_CHANGED)
+@pytest.mark.parametrize("variant", reference.ONE_FACTOR_CHANGED)
 def test_stablehlo(variant):
     pytest.importorskip("flatbuffers", reason="jax.export needs flatbuffers")
     from mnist_flax.export import stablehlo
@@ -63,7 +63,7 @@ def test_a_bfloat16_run_is_exported_in_float32():
     pytest.importorskip("flatbuffers", reason="jax.export needs flatbuffers")
     from mnist_flax.export import stablehlo
 
-    variant = "-".join(parity.ORIGINAL)
+    variant = "-".join(reference.ORIGINAL)
     exported = jax_export.deserialize(bytearray(stablehlo.export(classifier(variant, "bfloat16"))))
     assert_same(np.asarray(jax.jit(exported.call)(images())), variant)
 
@@ -103,7 +103,7 @@ def test_the_weights_are_pytorchs_own(variant):
     assert (state.pop("mean"), state.pop("std")) == (np.float32(0.1307), np.float32(0.3081))
     norm, _, _, padding = variant.split("-")
     kind = {"layer": f"layer-{padding}", "none": "none"}.get(norm, "channel")
-    theirs = parity._section("weights/conv") | parity._section(f"weights/{kind}")
+    theirs = reference.section("weights/conv") | reference.section(f"weights/{kind}")
     for name, array in state.items():
         np.testing.assert_array_equal(array, theirs.pop(name), err_msg=name)
         assert array.dtype == np.float32 and array.flags.c_contiguous

@@ -1,7 +1,7 @@
 """Compares the network, gradients, optimiser steps, initial weights and sizes with PyTorch's.
 
-reference.npz holds PyTorch's results; make_reference.py wrote it and describes each array. The
-reference was computed in float64 and is stored as float32. These tests compute everything twice:
+The reference was computed in float64 and is stored as float32. These tests compute everything
+twice:
 
 - in float64, to show that the formulas are the same, whatever the versions of JAX and XLA. The
   tolerance covers only the rounding of the reference and of the logits to float32;
@@ -10,12 +10,9 @@ reference was computed in float64 and is stored as float32. These tests compute 
 """
 
 import functools
-import itertools
 import math
-import pathlib
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,30 +24,21 @@ from flax import traverse_util
 from configs import default
 from mnist_flax.model import SimpleCNN, create_model
 from mnist_flax.optimizer import create_optimizer, create_schedule
+from tests.parity.reference import (
+    ONE_FACTOR_CHANGED,
+    ORIGINAL,
+    SMALL_CHANNELS,
+    VARIANTS,
+    Tree,
+    arrays,
+    load_variables,
+    section,
+    to_flax,
+)
 
-ORIGINAL = ("batch", "before", "strided", "VALID")
-VARIANTS = [
-    "-".join(factors)
-    for factors in itertools.product(
-        ("batch", "layer", "group", "none"),
-        ("before", "after"),
-        ("strided", "max", "avg"),
-        ("VALID", "SAME"),
-    )
-]
-ONE_FACTOR_CHANGED = [
-    variant
-    for variant in VARIANTS
-    if sum(a != b for a, b in zip(variant.split("-"), ORIGINAL, strict=True)) <= 1
-]
-SMALL_CHANNELS = {"channels": ((4, 4), (4, 6), (8,)), "num_groups": 2}
 STRONG = {"weight_decay": 0.2, "learning_rate_decay": 0.5, "eps": 0.01}
 # The changes to the default optimiser, by run of the reference.
 STEP_RUNS = {"adam": {}, "adam_strong": STRONG, "adamw_strong": STRONG | {"decoupled": True}}
-
-Tree = dict[str, Any]
-
-
 EPS = float(np.finfo(np.float32).eps)
 # The largest allowed error as a share of an array's largest number, by type.
 TOLERANCES = {"float64": 16 * EPS, "float32": 512 * EPS}
@@ -72,25 +60,25 @@ def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits(variant: str, dtype: str) -> None:
     """Every variant computes PyTorch's logits, in training mode and in evaluation mode."""
-    model, variables = _small_model(variant, dtype), _load_variables(variant, dtype)
+    model, variables = _small_model(variant, dtype), load_variables(variant, dtype)
     images, _ = _batch(0, 8, dtype)
     for mode in ("train", "eval"):
         # Without `jit`, each operation is compiled only once for all variants.
         logits, _ = model.apply(variables, images, train=mode == "train", mutable=["batch_stats"])
-        expected = _reference()[f"logits/{mode}/{variant}"]
+        expected = arrays()[f"logits/{mode}/{variant}"]
         _assert_close({mode: logits}, {mode: expected}, TOLERANCES[dtype])
 
 
 @pytest.mark.parametrize("variant", ONE_FACTOR_CHANGED)
 def test_gradients_and_statistics(variant: str, dtype: str) -> None:
     """Variants that differ from the original by one factor agree after a backward pass."""
-    model, variables = _small_model(variant, dtype), _load_variables(variant, dtype)
+    model, variables = _small_model(variant, dtype), load_variables(variant, dtype)
     _, gradients, batch_stats = _loss_gradients_and_statistics(
         model, variables, *_batch(0, 8, dtype)
     )
     batch_stats = _as_pytorchs(batch_stats, variables["batch_stats"], _counts(model, 8))
-    expected_gradients = _to_flax(_section(f"gradients/{variant}"))["params"]
-    expected_batch_stats = _to_flax(_section(f"statistics/{variant}"))["batch_stats"]
+    expected_gradients = to_flax(section(f"gradients/{variant}"))["params"]
+    expected_batch_stats = to_flax(section(f"statistics/{variant}"))["batch_stats"]
     # Batch norm directly after a convolution cancels its bias. The gradients of such a bias are
     # 0 up to the rounding of numbers as large as the other gradients.
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected_gradients))
@@ -103,9 +91,9 @@ def test_gradients_and_statistics(variant: str, dtype: str) -> None:
 def test_five_steps_across_an_epoch(run: str, dtype: str) -> None:
     """Losses, parameters and statistics agree; the learning rate decays after three steps."""
     losses, variables = _train(STEP_RUNS[run], dtype)
-    expected_losses = _reference()[f"steps/{run}/losses"]
+    expected_losses = arrays()[f"steps/{run}/losses"]
     _assert_close({"loss": losses}, {"loss": expected_losses}, TOLERANCES[dtype])
-    expected = _to_flax(_section(f"steps/{run}/final"))
+    expected = to_flax(section(f"steps/{run}/final"))
     if run == "adam":
         variables, expected = map(_without_idle_biases, (variables, expected))
     _assert_close(variables, expected, TOLERANCES[dtype])
@@ -115,7 +103,7 @@ def test_initial_weights_are_distributed_as_pytorchs() -> None:
     """The quantiles of each layer's weights and biases agree."""
     init = jax.jit(functools.partial(_init, create_model(default.get_config().model, 10)))
     draws = [init(jax.random.key(seed))["params"] for seed in range(32)]
-    expected = _to_flax(_section("init"))["params"]
+    expected = to_flax(section("init"))["params"]
     for name, quantiles in traverse_util.flatten_dict(expected, sep="/").items():
         layer, kind = name.split("/")
         values = np.concatenate([np.ravel(draw[layer][kind]) for draw in draws])
@@ -128,7 +116,7 @@ def test_initial_weights_are_distributed_as_pytorchs() -> None:
 
 def test_parameter_counts() -> None:
     """The original has 235,546; variants with other norms or layers have PyTorch's number too."""
-    counts = _section("counts")
+    counts = section("counts")
     assert counts["batch-strided-VALID"] == 235_546
     for variant, expected in counts.items():
         config = default.get_config().model
@@ -139,60 +127,11 @@ def test_parameter_counts() -> None:
         assert count == expected, variant
 
 
-@functools.cache
-def _reference() -> dict[str, np.ndarray]:
-    path = pathlib.Path(__file__).parent / "reference.npz"
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
-
-
-def _section(prefix: str) -> dict[str, np.ndarray]:
-    """Returns the reference's arrays below `prefix`, by the rest of their names."""
-    prefix += "/"
-    return {
-        name.removeprefix(prefix): array
-        for name, array in _reference().items()
-        if name.startswith(prefix)
-    }
-
-
 def _batch(start: int, stop: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns inputs, `[batch, 27, 27, 1]`, and labels, int32 `[batch]`."""
-    pixels = _reference()["images"][start:stop, ..., np.newaxis]
+    pixels = arrays()["images"][start:stop, ..., np.newaxis]
     images = (pixels / 255 - 0.1307) / 0.3081
-    return images.astype(dtype), _reference()["labels"][start:stop]
-
-
-def _to_flax(state: dict[str, np.ndarray]) -> Tree:
-    """Converts PyTorch's arrays, named 'layer.name' with channels first, to Flax's variables."""
-    variables = {"params": {}, "batch_stats": {}}
-    for name, array in state.items():
-        layer, kind = name.split(".")
-        if kind.startswith("running_"):
-            collection, leaf = "batch_stats", kind.removeprefix("running_")
-        else:
-            weight = "scale" if layer.startswith("norm") else "kernel"
-            collection, leaf = "params", weight if kind == "weight" else kind
-        if array.ndim == 4:  # a convolution: O, I, H, W
-            array = array.transpose(2, 3, 1, 0)
-        elif array.ndim == 3:  # a layer norm: C, H, W
-            array = array.transpose(1, 2, 0)
-        variables[collection].setdefault(layer, {})[leaf] = array
-    return variables
-
-
-def _load_variables(variant: str, dtype: str) -> Tree:
-    """Returns those of the reference's weights that `variant` has."""
-    norm, _, downsample, padding = variant.split("-")
-    state = _section("weights/conv")
-    if downsample != "strided":
-        state = {name: array for name, array in state.items() if "downsample" not in name}
-    if norm == "layer":
-        state |= _section(f"weights/layer-{padding}")
-    elif norm != "none":
-        state |= _section("weights/channel")
-    variables = jax.tree.map(lambda leaf: leaf.astype(dtype), _to_flax(state))
-    return variables if norm == "batch" else variables | {"batch_stats": {}}
+    return images.astype(dtype), arrays()["labels"][start:stop]
 
 
 def _small_model(variant: str, dtype: str) -> SimpleCNN:
@@ -264,7 +203,7 @@ def _train(changes: dict[str, float | bool], dtype: str) -> tuple[np.ndarray, Tr
     optimizer = create_optimizer(config, create_schedule(config, steps_per_epoch=3, num_epochs=20))
     update = jax.jit(optimizer.update)
     original = "-".join(ORIGINAL)
-    model, variables = _small_model(original, dtype), _load_variables(original, dtype)
+    model, variables = _small_model(original, dtype), load_variables(original, dtype)
     state = optimizer.init(variables["params"])
     losses = []
     for start, stop in ((0, 8), (8, 16), (16, 20), (0, 8), (8, 16)):
