@@ -10,7 +10,7 @@ from mnist_flax.evaluate import evaluate
 from mnist_flax.report import observers
 from mnist_flax.report.observers import Console, Pictures, WandB
 from mnist_flax.sources import Split
-from tests.report.pages import STEPS, history
+from tests.report.pages import history
 
 EVERY = {"augmentation", "confusion", "curves", "misclassified", "predictions"}
 

@@ -9,11 +9,11 @@ import pytest
 from configs import default
 from mnist_flax import model
 from mnist_flax.ops import conv
+from mnist_flax.predict.pictures import center
 from mnist_flax.report.page.network import Layers
 from mnist_flax.report.page.render import pack
 from mnist_flax.run.configs import flatten
 from mnist_flax.sources import sample
-from mnist_flax.sources.pictures import center
 from tests.report.pages import (
     MEAN,
     STD,
