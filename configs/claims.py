@@ -2,8 +2,8 @@
 
 Test errors of 10,000, mean of the last five epochs, n = 10, with 95 % intervals: base 67.6 ± 5.4,
 max pooling 63.7 ± 4.8 (no difference found), layer norm 82.4 ± 5.6 (worse), no augmentation 75.1 ±
-5.1 (no difference found). One NVIDIA H200, jax 0.11.2; on 2 CPU cores a replica takes 20 to 30
-minutes. Protocol and data: docs/results/claims.md.
+5.1 (no difference found). One NVIDIA H200, jax 0.11.2; on 2 CPU cores a replica takes about half
+an hour. Protocol and data: docs/results/claims.md.
 
     python -m mnist_flax.study --config configs/claims.py
 """

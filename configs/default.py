@@ -1,8 +1,8 @@
-"""The original's hyper-parameters: SimpleCNN on MNIST, 20 epochs.
+"""The default recipe: SimpleCNN on MNIST, 20 epochs, with the hyper-parameters of the original.
 
 99.40 % +- 0.04 test accuracy after 20 epochs (mean of 10 seeds and its 95 % interval; from 99.25 to
-99.48 %; NVIDIA H200, jax 0.11.2). The whole command takes 33 s there, and 20 to 30 minutes on 2
-cores of an AMD EPYC or Intel Xeon (jax 0.10.2).
+99.48 %; NVIDIA H200, jax 0.11.2). The whole command took 33 s there, and the training 29 minutes on
+2 cores of an AMD EPYC (an older version, jax 0.10.2). Original: see docs/results/README.md.
 
 python main.py --config configs/default.py
 """
@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 0.003  # peak learning rate
     config.optimizer.schedule = "exponential"  # exponential | linear | cosine (both down to 0)
     config.optimizer.learning_rate_decay = 0.99  # factor per epoch for exponential; 1: constant
-    config.optimizer.warmup = 0.0  # share of all steps during which the rate rises from 0
+    config.optimizer.warmup = 0.0  # share of all steps during which the rate rises
     config.optimizer.b1 = 0.9  # decay of the first moment
     config.optimizer.b2 = 0.999  # decay of the second moment
     config.optimizer.eps = 1e-8  # added to the square root of the second moment

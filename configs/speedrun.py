@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.optimizer.schedule = "linear"
     config.optimizer.warmup = 0.2
     config.optimizer.weight_decay = 0.0
-    config.wandb.mode = "disabled"  # nothing beside the training
+    config.wandb.mode = "disabled"  # nothing but the training
     config.study.num_seeds = 20
     config.study.num_together = 1  # the time of one network
     return config

@@ -80,7 +80,7 @@ class SimpleCNN(nn.Module):
 
     @nn.nowrap
     def apply(self, *args: Any, **options: Any) -> Any:
-        """Applies the network; each of several CPU devices applies it to its part of the batch."""
+        """Applies the network. XLA splits a batch over GPUs and TPUs; over CPUs, `ops` does."""
         return per_device.apply(super().apply, *args, **options)
 
     def check_side(self, side: int) -> None:

@@ -36,7 +36,7 @@ class TrainState(train_state.TrainState):
 
 
 class StepMetrics(NamedTuple):
-    """Results on one batch, float32 scalars."""
+    """Results on one batch, float32 scalars; or of every batch of an epoch, `[steps]`."""
 
     loss: jax.Array  # mean cross-entropy
     accuracy: jax.Array  # share of correct predictions, 0..1

@@ -140,7 +140,7 @@ class Trainer:
     def record(
         self, epoch: int, metrics: StepMetrics, results: Mapping[str, Evaluation], seconds: float
     ) -> dict[str, float]:
-        """Returns an epoch's numbers as a line of metrics.jsonl holds them; epochs count from 1.
+        """Returns a line of metrics.jsonl: the numbers of `epoch`, which counts from 1.
 
         The `metrics` of each step, `[steps]`, are averaged over all images; `results` are by split.
         """
@@ -177,5 +177,5 @@ class Trainer:
     def _lower(
         self, function: Callable, own: list[Any], *shared: Any, **options: Any
     ) -> jax.stages.Lowered:
-        """Lowers one of these functions of arguments that belong to the run, and shared ones."""
+        """Lowers `function(*own, *shared)`; `own` is one run's, and several runs share the rest."""
         return devices.lower(function, *own, *shared, **options)

@@ -36,7 +36,7 @@ from tests.runs import ROOT, TINY, environment, load_few, python, tiny  # noqa: 
 MNIST_DIR = pathlib.Path(os.environ.get("MNIST_DIR", ROOT.parent / "shared" / "mnist"))
 
 # The tests spend far more time compiling than computing. The real command runs in other processes,
-# which share the cache but none of the other settings.
+# which share the cache and, if a test passes `QUICK`, these settings.
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_compilation_cache_dir", os.environ[_CACHE])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -35,7 +35,11 @@ TINY = (
 )
 # For runs that compile a lot: they compile as quickly as the tests' own process, for which
 # conftest.py sets the flag.
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
+_QUICK = "--xla_cpu_use_fusion_emitters=false"
+QUICK = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "XLA_FLAGS": _QUICK if _QUICK in os.environ.get("XLA_FLAGS", "") else "",
+}
 TIMES = ("seconds", "images_per_second", "compile_seconds", "train_seconds", "finished")
 
 

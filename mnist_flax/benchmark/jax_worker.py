@@ -29,8 +29,8 @@ _SIDE, _NUM_CLASSES = 28, 10
 def work(config: ConfigDict) -> dict[str, float]:
     """Returns the FLOP of the convolutions for one image: 'forward', and for a whole 'step'.
 
-    They are counted by definition, two for each multiplication and addition, whatever algorithm is
-    used.
+    They are counted by definition, one for each multiplication and one for each addition, whatever
+    algorithm is used.
     """
     network = model.create_model(config, _NUM_CLASSES)
     images = jnp.zeros((1, _SIDE, _SIDE, 1))

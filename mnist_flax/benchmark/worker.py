@@ -19,7 +19,7 @@ from typing import Any
 
 from mnist_flax.errors import UserError
 
-_LEAST_SECONDS = 0.2  # length of a measurement; faster tasks are repeated within it
+_LEAST_SECONDS = 0.2  # the shortest measurement; faster tasks are repeated until it is reached
 
 
 class Worker:

@@ -9,7 +9,8 @@ from mnist_flax.cli import environment, program
 _arguments: list[str] = []  # where ml_collections looks for overrides
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
-    help_string="The recipe: a Python file, such as those in configs/.",
+    help_string="The recipe: a Python file, such as configs/default.py, which is what a run trains "
+    "by default. --config.FIELD=VALUE changes a field; docs/flags.md lists them.",
     lock_config=True,
     sys_argv=_arguments,
 )

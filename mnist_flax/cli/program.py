@@ -71,7 +71,7 @@ def _prepare() -> None:
 
 
 def _forget_flags() -> None:
-    """Lets the next command of this process, such as a notebook's, define and parse its own."""
+    """Lets the next command in this process, for example in a notebook, define its flags."""
     own = {flag.name for flag in flags.FLAGS.flags_by_module_dict().get(sys.argv[0], [])}
     for name in own | {name for name in flags.FLAGS if name.startswith("config.")}:
         delattr(flags.FLAGS, name)

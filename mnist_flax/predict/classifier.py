@@ -45,7 +45,7 @@ class Classifier:
       identity: the identity of that data set, as `Dataset.identity` returns it.
       state: the training state in the checkpoint, which contains the network's parameters.
       epoch: the epoch of the checkpoint.
-      is_best: whether no earlier epoch was better.
+      is_best: whether every earlier epoch was worse.
       is_chosen_on_test: whether the best epoch was chosen by its accuracy on the test set.
     """
 

@@ -1,4 +1,4 @@
-"""Converts pictures of single digits, scanned, photographed or drawn, to MNIST's form.
+"""Converts pictures of single digits, scanned, photographed or drawn, to MNIST's format.
 
 MNIST's digits are bright on black, fit a box of 20x20 pixels, and are placed in 28x28 by their
 centre of mass (LeCun, Cortes and Burges, http://yann.lecun.com/exdb/mnist), which is nearest to row
@@ -16,7 +16,7 @@ from mnist_flax.errors import UserError
 from mnist_flax.sources import SIDE
 
 _BOX = 20
-# Anything fainter than this share of the ink is paper, unless the background is perfectly flat.
+# In lossy formats or on an uneven background, anything fainter than this share of the ink is paper.
 _PAPER = 0.3
 _FLAT = 2.0  # grey levels by which a flat background may vary
 _LOSSY = ("JPEG", "WEBP", "AVIF", "MPO")  # formats that leave traces around strokes
@@ -57,7 +57,7 @@ def read(path: str | pathlib.Path, raw: bool = False) -> np.ndarray:
 
 
 def center(ink: np.ndarray) -> np.ndarray:
-    """Converts ink on an empty background to MNIST's form, uint8 `[28, 28]`.
+    """Converts ink on an empty background to MNIST's format, uint8 `[28, 28]`.
 
     Args:
       ink: float `[height, width]`, 0..255; not empty.

@@ -21,7 +21,7 @@ _PACKAGES.append("tensorflow-datasets")
 def summarize(
     config: ConfigDict, dataset: Dataset, history: History, test: Evaluation
 ) -> dict[str, Any]:
-    """Returns the results of a finished run, in a form that JSON can hold."""
+    """Returns the results of a finished run for summary.json, where `Session.finish` adds more."""
     records, best = history.records, history.best
     assert best is not None  # a finished run has at least one epoch
     return {

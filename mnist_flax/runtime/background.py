@@ -112,12 +112,12 @@ class Background:
             return
         try:
             future.set_result(job(*args))
-        except Exception as error:
+        except BaseException as error:  # SystemExit too, or whoever waits for it waits for ever
             if self._warn is not None and not self._failed and not self._given_up:
                 self._warn(_line(self._name, error))
             self._failed = True
             future.set_exception(error)
 
 
-def _line(what: str, error: Exception) -> str:
+def _line(what: str, error: BaseException) -> str:
     return f"{what}: {type(error).__name__}: {error}".splitlines()[0]

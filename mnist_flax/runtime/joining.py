@@ -15,7 +15,7 @@ from mnist_flax.runtime.background import Background
 from mnist_flax.runtime.launchers import Launcher
 
 _JOIN_SECONDS = 300  # for all processes to start
-_LOOK_SECONDS = 2  # to look for others before printing so, if none are known
+_LOOK_SECONDS = 2  # if it is unknown whether there are others: to look for them in silence
 # JAX's own limits. It counts a silent process as lost, but `watchdog` notices earlier.
 _HEARTBEAT_SECONDS = 60
 _SHUTDOWN_SECONDS = 30

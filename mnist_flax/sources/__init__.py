@@ -22,7 +22,7 @@ class Split(NamedTuple):
         return len(self.labels)
 
     def moments(self) -> tuple[float, float]:
-        """Returns the mean and standard deviation of the pixels in 0..1, to four decimals."""
+        """Returns mean and standard deviation of the pixels scaled to 0..1, to four decimals."""
         # bincount takes 8 bytes per pixel, so it gets a thousand images at a time.
         chunks = np.array_split(self.images, max(len(self) // 1_000, 1))
         histogram = sum(np.bincount(chunk.ravel(), minlength=256) for chunk in chunks)

@@ -27,7 +27,7 @@ _UNPACKED_MNIST = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
-_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # any other error is the network's
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # others without a file name: the network's
 _REACH_SECONDS = 5.0  # a host that has not answered by then counts as unreachable
 _STALL_SECONDS = 30.0  # so does one that sends nothing for so long; TFDS would wait for ever
 
@@ -77,7 +77,7 @@ def _find(folder: pathlib.Path, file: str, name: str) -> pathlib.Path:
         for path in (place / name for name in names):
             if path.is_file():
                 return path
-    raise UserError(f"{folder / file}: No such file; allowed: this file or {unpacked}")
+    raise UserError(f"{folder / file}: No such file; allowed: this file, or {unpacked} there")
 
 
 def _builder(name: str, data_dir: str) -> Any:

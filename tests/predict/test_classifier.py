@@ -9,6 +9,7 @@ import pytest
 from mnist_flax import data, predict
 from mnist_flax.errors import UserError
 from mnist_flax.evaluate import evaluate
+from mnist_flax.run import checkpoint
 from tests.runs import ROOT, python, records
 
 # Predicts with nothing but the run's folder: no data set, no configuration, no W&B.
@@ -46,7 +47,7 @@ def test_it_answers_as_the_run_did(finished, test_split):
 
 
 def test_a_recipe_with_variants(finished, tmp_path, test_split):
-    """A run of a study's recipe: its configuration holds the variants, and their names anything."""
+    """The configuration of a study's recipe holds its variants, whose names may contain dots."""
     folder = shutil.copytree(finished, tmp_path / "run")
     config = json.loads((folder / "config.json").read_text())
     config["study"]["variants"] = {"layer 0.5": {"model": {"norm": "layer"}}}
@@ -94,20 +95,29 @@ class TestCheckpoints:
     def best(self, workdir, split):
         return max(records(workdir), key=lambda r: (r[f"{split}/accuracy"], -r["epoch"]))["epoch"]
 
-    def test_by_default_the_latest_without_a_validation_split(self, finished):
-        classifier = predict.load(str(finished))
-        assert classifier.epoch == 4 and classifier.is_chosen_on_test
-        assert predict.load(str(finished), "best").epoch == self.best(finished, "test")
+    def prefer(self, run, copy, epoch, split):
+        """Copies a run and makes an earlier epoch the best, as its newest checkpoint has it."""
+        newest = shutil.copytree(run, copy) / "checkpoints" / "4"
+        metadata = newest / "details" / "metadata"
+        details = json.loads(metadata.read_text())
+        details["records"][epoch - 1][f"{split}/accuracy"] = 1.0
+        metadata.write_text(json.dumps(details))
+        (newest / checkpoint.DIGESTS).unlink()
+        checkpoint._write_digests(newest)
+        return str(copy)
 
-    def test_by_default_the_best_with_one(self, averaged):
-        classifier = predict.load(str(averaged))
-        assert (
-            classifier.epoch
-            == self.best(averaged, "validation")
-            == predict.load(str(averaged), "best").epoch
-        )
-        assert classifier.is_best and not classifier.is_chosen_on_test
-        assert predict.load(str(averaged), "latest").epoch == 4
+    def test_by_default_the_latest_without_a_validation_split(self, finished, tmp_path):
+        run = self.prefer(finished, tmp_path / "run", 3, "test")
+        classifier = predict.load(run)
+        assert classifier.epoch == 4 and classifier.is_chosen_on_test and not classifier.is_best
+        assert predict.load(run, "best").epoch == 3
+
+    def test_by_default_the_best_with_one(self, averaged, tmp_path):
+        run = self.prefer(averaged, tmp_path / "run", 2, "validation")
+        classifier = predict.load(run)
+        assert classifier.epoch == predict.load(run, "best").epoch == 2
+        assert not classifier.is_chosen_on_test
+        assert predict.load(run, "latest").epoch == 4
 
     def test_any_epoch_that_is_kept(self, averaged, test_split):
         """Views and averaged weights are those of the run's own evaluation."""
@@ -117,10 +127,10 @@ class TestCheckpoints:
             result = evaluate(logits, test_split.labels)
             assert result.accuracy == record["test/accuracy"]
 
-    @pytest.mark.parametrize("checkpoint", ["0", "9", "newest", "-1"])
-    def test_others_are_refused(self, averaged, checkpoint):
+    @pytest.mark.parametrize("name", ["0", "9", "newest", "-1"])
+    def test_others_are_refused(self, averaged, name):
         with pytest.raises(UserError, match="does not exist; allowed: latest, best, 1, 2, 3, 4"):
-            predict.load(str(averaged), checkpoint)
+            predict.load(str(averaged), name)
 
     def test_a_damaged_one_is_refused_and_one_being_written_left_out(self, averaged, tmp_path):
         copy = tmp_path / "copy"

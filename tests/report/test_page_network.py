@@ -1,4 +1,4 @@
-"""The page's network agrees with JAX, and its preparation of drawings agrees with Pillow."""
+"""The page's network agrees with JAX, and it prepares drawings as `mnist_flax.predict` does."""
 
 import itertools
 

@@ -66,6 +66,7 @@ def test_what_cannot_be_saved_is_reported_once(state, tmp_path, fails):
         saver.wait()
     reason = "Not a directory" if fails == "checkpoint" else "No space left on device"
     assert reason in str(error.value)
+    assert str(error.value).endswith("; what was saved before is still there")
     assert saver.saved_epochs == 0
     saver.wait()
 

@@ -85,7 +85,7 @@ def test_one_replica_is_its_run(create, alone):
         np.testing.assert_allclose(logits, alone.predict(state, "test"), rtol=1e-5, atol=1e-6)
 
 
-def test_results_and_records_are_each_replicas_own(create, alone, dataset):
+def test_results_and_records_are_each_replicas_own(create, alone, dataset, monkeypatch):
     together = create(2)
     states, metrics = train(together, together.create_states(SEEDS), 1)
     results = {split: together.evaluate_each(states, split) for split in ("validation", "test")}
@@ -93,10 +93,12 @@ def test_results_and_records_are_each_replicas_own(create, alone, dataset):
     logits = together.predict(states, "test")
     for result, of_one in zip(results["test"], logits, strict=True):
         assert result.loss == evaluate(of_one, dataset.test.labels).loss
+    for trainer in (together, alone):  # as if the last batch were smaller
+        monkeypatch.setattr(trainer, "batches", [(0, 48), (48, 34)])
     records = together.records(1, metrics, results, seconds=3.0)
     assert len(records) == 2
     for index, record in enumerate(records):
-        loss = np.mean(metrics.loss[:, index])
+        loss = np.average(metrics.loss[:, index], weights=[48, 34])
         assert record["train/loss"] == pytest.approx(loss)
         assert record["test/loss"] == results["test"][index].loss
         assert record["seconds"] == 1.5 and record["epoch"] == 1

@@ -1,4 +1,10 @@
+import threading
+
+from configs import default
+from mnist_flax.study.store import ReplicaStore
+from mnist_flax.study.tracking import StudyTracking
 from tests.runs import python
+from tests.study.made_up import create
 from tests.wandb_log import OfflineRun
 
 
@@ -26,3 +32,26 @@ tracking.finish(lambda: None)
     assert done.stdout.count("it cannot start with these settings") == 1
     for run_id in ("run1", "run2"):
         assert OfflineRun(tmp_path, f"offline-run-*-{run_id}").summary["test_loss"] == 0.1
+
+
+def test_signals_are_checked_while_it_waits(tmp_path):
+    """A second passes between two checks, and nothing is given up meanwhile."""
+    may_end, said, checks = threading.Event(), [], []
+
+    def config_of(variant, seed):
+        assert may_end.wait(60)
+        config = default.get_config()
+        config.wandb.mode = "disabled"
+        return config
+
+    store = ReplicaStore(tmp_path)
+    tracking = StudyTracking(str(tmp_path), store, config_of, False, said.append)
+
+    def check():
+        checks.append(1)
+        if len(checks) == 2:
+            may_end.set()
+
+    tracking.send(create())
+    tracking.finish(check)
+    assert said == ["Waiting for W&B"] and len(checks) == 2

@@ -1,6 +1,6 @@
 // Draws curves as SVG, and shows their values at the pointer or by the arrow keys.
 //
-// A chart is {title, unit, isLogarithmic, decimals, x, series}; `x` names the axis, 'epoch' say.
+// A chart is {title, unit, isLogarithmic, decimals, x, series}; `x` names the axis, for example 'epoch'.
 // A series is {name, color, isFaint, x, y}, with `x` ascending. The arrow keys skip faint series.
 
 const CHART_HEIGHT = 276;

@@ -19,7 +19,8 @@ _DECIMALS = {"learning_rate": 6, "seconds": 2, "images_per_second": 0}  # 4 for 
 _SPLITS = ("train", "validation", "test")  # also the names of their colours in style.css
 
 
-# Returns an image, uint8 `[side, side, 1]`, and augmentations of it, `[n, side, side, 1]`.
+# Returns an image, uint8 `[side, side, 1]`, and augmentations `[n, side, side, 1]`: uint8, or
+# float32 in 0..255 with bilinear interpolation.
 CreateExamples = Callable[[], tuple[np.ndarray, np.ndarray]]
 
 
