@@ -7,6 +7,7 @@ import time
 import pytest
 
 from tests.runs import (
+    QUICK,
     SHORT,
     TINY,
     Run,
@@ -14,7 +15,6 @@ from tests.runs import (
     epochs,
     free_port,
     going_on,
-    on_devices,
     pair,
     records,
 )
@@ -27,9 +27,9 @@ def finish(runs: list[Run]) -> list[str]:
     return [run.output for run in runs]
 
 
-def test_two_processes_are_one_with_two_devices(run_main, tmp_path):
+def test_two_processes_are_one(run_main, tmp_path):
     alone, both = tmp_path / "alone", tmp_path / "both"
-    done = run_main(*SHORT, f"--workdir={alone}", **on_devices(2))
+    done = run_main(*SHORT, f"--workdir={alone}", **QUICK)
     assert done.returncode == 0, done.stderr
     with pair(tmp_path, *SHORT, f"--workdir={both}") as runs:
         said, silent = finish(runs)
@@ -102,7 +102,7 @@ def test_what_happens_to_one_of_a_pair_ends_both_and_they_resume(run_main, tmp_p
         assert f"stopped by SIGTERM after epoch {reached} of 5; to resume:" in run.output
         assert "Traceback" not in run.output
 
-    done = run_main(*arguments, **on_devices(2))
+    done = run_main(*arguments, **QUICK)
     assert done.returncode == 0, done.stderr
     assert f"Resuming after epoch {reached} of 5" in done.stdout
     assert [record["epoch"] for record in records(workdir)] == [1, 2, 3, 4, 5]
