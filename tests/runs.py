@@ -235,9 +235,14 @@ def arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def assert_same_run(ours: pathlib.Path, theirs: pathlib.Path) -> None:
-    """Asserts that two finished runs have the same results, bit for bit."""
-    assert records(ours) == records(theirs)
+    """Asserts that two finished runs have the same configuration and results, bit for bit."""
     assert summary(ours) == summary(theirs)
+    assert_same_results(ours, theirs)
+
+
+def assert_same_results(ours: pathlib.Path, theirs: pathlib.Path) -> None:
+    """Asserts that two runs have the same records and arrays, bit for bit."""
+    assert records(ours) == records(theirs)
     mine, other = arrays(ours), arrays(theirs)
     assert mine.keys() == other.keys() and len(mine) > 10
     for name in mine:

@@ -11,6 +11,7 @@ import pytest
 from tests.runs import (
     TINY,
     arrays,
+    assert_same_results,
     assert_same_run,
     copy,
     epochs,
@@ -135,13 +136,22 @@ def test_killed_at_random_25_times(run_main, tmp_path):
 
 
 def test_sigterm_stops_soon_and_the_run_resumes(finished, run_main, tmp_path):
-    workdir = tmp_path / "run"
-    with going_on(tmp_path / "log", *TINY, f"--workdir={workdir}") as run:
+    """W&B's run resumes too: the data of its last start contain every step from the first one."""
+    workdir, offline = tmp_path / "run", "--config.wandb.mode=offline"
+    with going_on(tmp_path / "log", *TINY, offline, f"--workdir={workdir}") as run:
         run.wait_for("epoch 1/4")
         stop(run, signal.SIGTERM)
     assert_says_how_to_resume(run, workdir, signal.SIGTERM)
-    finish(run_main, workdir)
-    assert_same_run(workdir, finished)
+    finish(run_main, workdir, offline)
+    assert_same_results(workdir, finished)
+    first, last = sorted(workdir.glob("wandb/offline-run-*"))
+    assert first.name.split("-")[-1] == last.name.split("-")[-1]
+    logged = OfflineRun(copy(last, tmp_path / "last" / last.name).parent)
+    assert [row["_step"] for row in logged.history] == list(range(1, 4 * 63 + 1))
+    for record in records(workdir):
+        row = logged.history[record["step"] - 1]
+        assert row["test/accuracy"] == record["test/accuracy"]
+    assert logged.run.run_id == last.name.split("-")[-1]
 
 
 def test_a_second_run_is_refused_until_ctrl_c_stops_the_first(fork_main, tmp_path):
@@ -238,22 +248,3 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_taken(
     assert line.startswith(f"error: no checkpoint in {workdir}/checkpoints can be read (4: ")
     assert line.endswith("restore one from a backup, or choose a new --workdir")
     assert files(workdir) == before
-
-
-def test_the_same_wandb_run_resumes(run_main, tmp_path):
-    """The offline data of the last start contain every step from the first one."""
-    workdir = tmp_path / "run"
-    arguments = (*TINY, f"--workdir={workdir}", "--config.wandb.mode=offline")
-    arguments += ("--config.num_epochs=3",)
-    with going_on(tmp_path / "log", *arguments) as run:
-        run.wait_until(lambda: "epoch 1/3" in run.output and [*workdir.glob("wandb/offline-run*")])
-    done = run_main(*arguments)
-    assert done.returncode == 0 and "Resuming after epoch" in done.stdout, done.stderr
-    first, last = sorted(workdir.glob("wandb/offline-run-*"))
-    assert first.name.split("-")[-1] == last.name.split("-")[-1]
-    logged = OfflineRun(copy(last, tmp_path / "last" / last.name).parent)
-    assert [row["_step"] for row in logged.history] == list(range(1, 3 * 63 + 1))
-    for record in records(workdir):
-        row = logged.history[record["step"] - 1]
-        assert row["test/accuracy"] == record["test/accuracy"]
-    assert logged.run.run_id == last.name.split("-")[-1]
