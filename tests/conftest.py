@@ -30,7 +30,7 @@ import pytest  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from mnist_flax import data  # noqa: E402
-from tests.runs import ROOT, TINY, environment, load_few, python, tiny  # noqa: E402
+from tests.runs import QUICK, ROOT, TINY, environment, load_few, python, tiny  # noqa: E402
 
 # The folder of MNIST's four IDX files; set MNIST_DIR if it is not next to the project.
 MNIST_DIR = pathlib.Path(os.environ.get("MNIST_DIR", ROOT.parent / "shared" / "mnist"))
@@ -81,12 +81,12 @@ def train_once(run_main: Callable[..., subprocess.CompletedProcess]) -> Callable
     Tests that change it must use a copy.
     """
 
-    def train_once(name: str, *arguments: str) -> pathlib.Path:
+    def train_once(name: str, *arguments: str, **env: str) -> pathlib.Path:
         workdir = pathlib.Path(os.environ[_CACHE]) / name
         with open(workdir.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (workdir / "summary.json").exists():
-                done = run_main(*TINY, *arguments, f"--workdir={workdir}")
+                done = run_main(*TINY, *arguments, f"--workdir={workdir}", **env)
                 assert done.returncode == 0, done.stderr
         return workdir
 
@@ -111,6 +111,7 @@ def averaged(train_once: Callable[..., pathlib.Path]) -> pathlib.Path:
         "--config.checkpoint.keep=9",
         "--config.evaluation.num_views=3",
         "--config.optimizer.ema_decay=0.9",
+        **QUICK,
     )
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.runs import ROOT, TINY, python
+from tests.runs import QUICK, ROOT, TINY, python
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_the_default_recipe_is_found(run, tmp_path):
 def test_a_study(installed, run, tmp_path):
     recipe = f"--config={installed}/configs/quick.py"
     small = (*TINY[1:], "--config.num_epochs=1", "--config.study.num_seeds=2")
-    done = run("-m", "mnist_flax.study", recipe, *small)
+    done = run("-m", "mnist_flax.study", recipe, *small, **QUICK)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     (workdir,) = (tmp_path / "runs").iterdir()

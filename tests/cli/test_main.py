@@ -12,12 +12,11 @@ import yaml
 from PIL import Image
 
 from mnist_flax.run import fields
-from tests.runs import ROOT, python
+from tests.runs import QUICK, ROOT, python
 from tests.wandb_log import OfflineRun
 
 FIGURES = {"augmentation", "predictions", "misclassified", "curves", "confusion"}
 SAMPLE = "SAMPLE of 5,000 MNIST digits, not MNIST"
-QUICK = ["--config", "configs/quick.py"]
 
 
 def read_metrics(workdir):
@@ -30,7 +29,10 @@ def quick_run(run_main, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("quick") / "run"
     home = tmp_path_factory.mktemp("home")
     done = run_main(
-        *QUICK, f"--workdir={workdir}", f"--config.dataset.data_dir={home}", HOME=str(home)
+        "--config=configs/quick.py",
+        f"--workdir={workdir}",
+        f"--config.dataset.data_dir={home}",
+        HOME=str(home),
     )
     assert done.returncode == 0, done.stderr
     return workdir, done
@@ -154,6 +156,7 @@ def test_mnist_from_a_folder(run_main, mnist_dir, tmp_path):
         f"--config.dataset.manual_dir={mnist_dir}",
         "--config.wandb.mode=disabled",
         cwd=tmp_path,
+        **QUICK,
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -19,7 +19,7 @@ def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 
 threading.Thread(target=interrupt, daemon=True).start()
-%run {main} {tiny} --config.num_epochs=12 --workdir={folder}/third
+%run {main} {tiny} --config.num_epochs=6 --workdir={folder}/third
 print("handlers", before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)])
 
 from configs import quick
@@ -30,11 +30,15 @@ try:
     train.run(config)
 except errors.UserError as error:
     print("refused", error)
-config.update(num_epochs=1, batch_size=400)
+# As in `TINY`, so that nothing needs to be compiled.
+config.update(num_epochs=1, batch_size=64)
+config.model.update(channels=((4,), (8,)), kernel_sizes=((5,), (3,)))
+config.augment.enabled = False
+config.optimizer.learning_rate = 0.02
 config.dataset.source = "sample"
 config.wandb.mode = "disabled"
 train.run(config, "{folder}/fourth")
-%run {main} {tiny} --config.num_epochs=12 --workdir={folder}/third
+%run {main} {tiny} --config.num_epochs=6 --workdir={folder}/third
 print("handlers", before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)])
 """
 
@@ -52,7 +56,7 @@ def test_a_session(finished, tmp_path):
     assert "error: config.num_epochs=0 is not allowed" in done.stderr
     assert "stopped by SIGINT after epoch " in done.stderr
     assert "Resuming after epoch " in done.stdout
-    assert len(records(tmp_path / "third")) == 12
+    assert len(records(tmp_path / "third")) == 6
     assert done.stdout.count("handlers True") == 2
     assert "refused config.num_epochs=0 is not allowed; allowed: an integer" in done.stdout
     assert epochs(tmp_path / "fourth")[-1] == 1

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from tests.runs import (
+    QUICK,
     TINY,
     arrays,
     assert_same_results,
@@ -169,7 +170,7 @@ def test_a_second_run_is_refused_until_ctrl_c_stops_the_first(fork_main, tmp_pat
 
 def test_a_signal_stops_a_run_that_compiles(tmp_path):
     """It waits for the program that XLA is compiling, and for none in the queue."""
-    env = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_LOG_COMPILES": "1"}
+    env = QUICK | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_LOG_COMPILES": "1"}
     with going_on(tmp_path / "log", *TINY, f"--workdir={tmp_path}/run", **env) as run:
         run.wait_for("_train_step")  # JAX prints the names of programs that it compiles
         run.send_signal(signal.SIGTERM)
