@@ -103,7 +103,7 @@ def finished(train_once: Callable[..., pathlib.Path]) -> pathlib.Path:
 def averaged(train_once: Callable[..., pathlib.Path]) -> pathlib.Path:
     """The folder of a run with averaged weights and views, and with all its checkpoints.
 
-    Its validation split chose the best epoch.
+    Its best epoch is chosen on the validation split.
     """
     return train_once(
         "averaged",
@@ -117,7 +117,7 @@ def averaged(train_once: Callable[..., pathlib.Path]) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def fork_main() -> Iterator[Callable[..., subprocess.CompletedProcess]]:
-    """Runs a command, by default main.py, in a fork of a process that has the slow imports done.
+    """Runs a command, by default main.py, in a fork of a process that has done the slow imports.
 
     Use it for the many short commands that end with an error: it answers as a new process does.
     """

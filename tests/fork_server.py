@@ -14,7 +14,7 @@ import traceback
 import warnings
 from typing import Any
 
-# So that forks need not import them. None of them defines flags, which would be those of all.
+# Imported here so that forks need not. None may define flags: every command would have them.
 import mnist_flax.cli.arguments
 import mnist_flax.predict.classifier
 import mnist_flax.study.laboratory  # noqa: F401

@@ -40,8 +40,8 @@ _SHARED_SECONDS = 10  # how long one host may take to see another's file
 class Session:
     """A run, as a context manager around its loop. All processes of the run call the same methods.
 
-    If an error or a signal ends the block, the work in progress is finished first. The arguments
-    are those of `train.run`.
+    If an error or a signal ends the block, the checkpoint that is being saved is completed first.
+    The arguments are those of `train.run`.
 
     Raises:
       UserError: on entering, if the configuration is invalid, or `workdir` holds another run or
@@ -50,7 +50,7 @@ class Session:
       LostProcess: another process failed or disappeared.
     """
 
-    together = staticmethod(hosts.together)
+    together = staticmethod(hosts.together)  # an error in one process is raised in all of them
 
     def __init__(self, config: ConfigDict, workdir: str):
         self._config, self._given, self._path = config, workdir, pathlib.Path()

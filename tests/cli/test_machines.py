@@ -46,7 +46,7 @@ fcntl.flock = os.fsync = os.posix_fallocate = refuse
 
 
 def test_errors_of_a_file_system_that_lacks_something():
-    """What file systems answer, besides ENOSYS, to what they do not offer."""
+    """These errors mean that a file system does not support a request; others are real faults."""
     for number in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL):
         assert files.is_not_offered(OSError(number, ""))
     for number in (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EACCES):
@@ -63,7 +63,7 @@ def test_a_bucket_is_no_folder(fork_main, tmp_path, url):
 
 
 def test_what_results_do_not_depend_on_may_change(run_main, fork_main, finished, tmp_path):
-    """It is the W&B project, the folder for downloads, `keep`, and fields that an old run lacks."""
+    """The W&B project, the download folder and `keep` may change, and old runs may lack fields."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     shutil.copytree(finished, run)
     older = (run / "config.json").read_text()

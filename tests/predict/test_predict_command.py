@@ -26,7 +26,7 @@ def run(finished, tmp_path):
 
 @pytest.fixture
 def fork(fork_main, finished, tmp_path):
-    """Does the same in a fork, for what is refused."""
+    """Runs the command in a fork, for input that is refused."""
 
     def fork(*arguments: str, workdir=finished) -> subprocess.CompletedProcess:
         command = "mnist_flax.predict"
