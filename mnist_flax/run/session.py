@@ -243,11 +243,11 @@ def _create_observers(
     values = flatten(config)
     create_run = functools.partial(
         content.Run,
-        {name: values[name] for name in fields.FIELDS},
-        default_values(),
-        process.repeating_command(),
-        dataset,
-        create_examples,
+        config={name: values[name] for name in fields.FIELDS},
+        default=default_values(),
+        command=process.repeating_command(),
+        dataset=dataset,
+        create_examples=create_examples,
     )
     page = Page(folder.path / "report.html", create_run, line)
     if is_finished:
@@ -261,8 +261,7 @@ def _create_observers(
         extra_tags=["sample"] if dataset.source == "sample" else [],
         say=line,
     )
-    models = config.wandb.log_model
-    wandb = WandB(tracker, dataset, pictures, page, models, line)
+    wandb = WandB(tracker, dataset, pictures, page, config.wandb.log_model, line)
     # W&B logs the pictures, and can stall: everything else is on the disk by then.
     return [pictures, Files(folder), page, wandb, console]
 
