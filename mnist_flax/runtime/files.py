@@ -47,7 +47,7 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
     """Writes a file to the disk; at any time, either the old or the new file is there, whole.
 
     Raises:
-      OSError: it cannot be written; no part of it stays, as when a signal interrupts.
+      OSError: it cannot be written; no part of it stays, nor after a signal.
     """
     if not path.name:  # as in '.'
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))

@@ -15,6 +15,7 @@ from tests.runs import (
     epochs,
     free_port,
     going_on,
+    on_devices,
     pair,
     records,
 )
@@ -72,7 +73,7 @@ def test_two_processes_resume_what_one_has_saved(run_main, tmp_path):
 
 @pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_what_happens_to_one_of_a_pair_ends_both_and_they_resume(run_main, tmp_path, killed):
-    """One is killed; the resumed pair is stopped by a signal to one; one process alone finishes."""
+    """One is killed; a signal stops the resumed pair; one process with two devices finishes."""
     workdir = tmp_path / "run"
     arguments = (*SHORT, f"--workdir={workdir}", "--config.num_epochs=5")
     with pair(tmp_path, *arguments) as runs:
@@ -102,7 +103,7 @@ def test_what_happens_to_one_of_a_pair_ends_both_and_they_resume(run_main, tmp_p
         assert f"stopped by SIGTERM after epoch {reached} of 5; to resume:" in run.output
         assert "Traceback" not in run.output
 
-    done = run_main(*arguments, **QUICK)
+    done = run_main(*arguments, **on_devices(2))
     assert done.returncode == 0, done.stderr
     assert f"Resuming after epoch {reached} of 5" in done.stdout
     assert [record["epoch"] for record in records(workdir)] == [1, 2, 3, 4, 5]
