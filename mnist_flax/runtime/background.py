@@ -1,5 +1,6 @@
 """Runs work in order, on a thread of its own, while the main thread continues."""
 
+import concurrent.futures
 import contextlib
 import os
 import queue
@@ -42,6 +43,11 @@ def is_abandoned() -> bool:
     Python or a library may wait for it for ever at exit: leave by `os._exit`.
     """
     return any(thread.is_alive() for thread in _abandoned)
+
+
+def is_done(future: Future, seconds: float) -> bool:
+    """Waits up to `seconds` for a future, and returns whether it is done."""
+    return bool(concurrent.futures.wait([future], seconds).done)
 
 
 class Background:

@@ -1,17 +1,15 @@
 """How the processes of a run find each other when they start."""
 
-import concurrent.futures
 import os
 import socket
 from collections.abc import Callable
-from concurrent.futures import Future
 
 import jax
 from jax._src import distributed
 
 from mnist_flax.errors import UserError
 from mnist_flax.runtime import addresses, compilation, hosts, interpreter, launchers, roll_call
-from mnist_flax.runtime.background import Background
+from mnist_flax.runtime.background import Background, is_done
 from mnist_flax.runtime.launchers import Launcher
 
 _JOIN_SECONDS = 300  # for all processes to start
@@ -55,9 +53,9 @@ def initialize(
     joining = Background("joining")
     joined = joining.submit(_join, *given, launcher)
     try:
-        if not size and not _is_done(joined, _LOOK_SECONDS):
+        if not size and not is_done(joined, _LOOK_SECONDS):
             _announce("Looking for the other processes")
-        if not _is_done(joined, _JOIN_SECONDS):
+        if not is_done(joined, _JOIN_SECONDS):
             raise _late(coordinator_address, process_id)
         joined.result()
     finally:
@@ -70,10 +68,6 @@ def initialize(
 
 def _announce(what: str) -> None:
     print(f"{what}, waiting up to {_JOIN_SECONDS} s; Ctrl-C ends the wait", flush=True)
-
-
-def _is_done(future: Future, seconds: float) -> bool:
-    return bool(concurrent.futures.wait([future], seconds).done)
 
 
 def _late(address: str, process_id: int | None) -> UserError:

@@ -1,13 +1,12 @@
 """Logs a study to Weights & Biases: a group with a run for each finished replica."""
 
-import concurrent.futures
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
 from mnist_flax.report.service import give_up
 from mnist_flax.report.tracking import Tracker
-from mnist_flax.runtime.background import Background, lower_priority
+from mnist_flax.runtime.background import Background, is_done, lower_priority
 from mnist_flax.study.store import Replica, ReplicaStore
 
 _SIGNAL_SECONDS = 1  # how often to check for signals while waiting for W&B
@@ -51,9 +50,9 @@ class StudyTracking:
     def finish(self, check: Callable[[], None]) -> None:
         """Waits for W&B, calling `check` every second; `check` may raise."""
         sent = self._background.submit(lambda: None)
-        if not concurrent.futures.wait([sent], _SIGNAL_SECONDS).done:
+        if not is_done(sent, _SIGNAL_SECONDS):
             self._line("Waiting for W&B")
-        while not concurrent.futures.wait([sent], _SIGNAL_SECONDS).done:
+        while not is_done(sent, _SIGNAL_SECONDS):
             check()
         self._background.close()
         if self._is_offline:
