@@ -7,20 +7,24 @@ import io
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 
+Value = float | Future[bytes] | Callable[[], Any]
 
-def has_failed(value: float | Future[bytes]) -> bool:
+
+def has_failed(value: Value) -> bool:
     """Waits for `value` if it is a picture, and returns whether drawing it failed."""
     return isinstance(value, Future) and value.exception() is not None
 
 
-def value(value: float | Future[bytes]) -> Any:
-    """Returns a number unchanged, and the bytes of a PNG as a W&B image."""
+def value(value: Value) -> Any:
+    """Returns a number unchanged, the bytes of a PNG as a W&B image, and a function's result."""
+    if callable(value):
+        return value()
     if not isinstance(value, Future):
         return value
     import wandb
@@ -32,7 +36,14 @@ def value(value: float | Future[bytes]) -> Any:
 def misclassified(
     images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
 ) -> Any:
-    """Returns a W&B table of digits; see `Tracker.log_misclassified`."""
+    """Returns a W&B table of digits: image, label, prediction and the classes' probabilities.
+
+    Args:
+      images: uint8 `[n, height, width, 1]`.
+      labels: int `[n]`.
+      probabilities: `[n, classes]`.
+      class_names: the names of the classes.
+    """
     import wandb
 
     rows = [
@@ -58,10 +69,14 @@ def page(path: pathlib.Path) -> Any:
 def copy_model(workdir: pathlib.Path, epoch: int) -> pathlib.Path:
     """Copies a checkpoint, which may soon be deleted, to a folder that `predict.load` can read."""
     copy = pathlib.Path(tempfile.mkdtemp(prefix="mnist_flax-model-"))
-    for file in ("config.json", "dataset.json"):
-        shutil.copy(workdir / file, copy)
     checkpoint = f"checkpoints/{epoch}"
-    shutil.copytree(workdir / checkpoint, copy / checkpoint)
+    try:
+        for file in ("config.json", "dataset.json"):
+            shutil.copy(workdir / file, copy)
+        shutil.copytree(workdir / checkpoint, copy / checkpoint)
+    except BaseException:
+        shutil.rmtree(copy, ignore_errors=True)
+        raise
     return copy
 
 

@@ -1,6 +1,7 @@
 """The observers of a run, all with the same four methods: pictures, page, W&B and console."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -8,6 +9,7 @@ from typing import Any
 
 from mnist_flax.data import Dataset
 from mnist_flax.evaluate import Evaluation
+from mnist_flax.report import media
 from mnist_flax.report.page.content import CreateExamples
 from mnist_flax.report.progress import Progress
 from mnist_flax.report.tracking import Tracker
@@ -193,10 +195,11 @@ class WandB(Observer):
         step, wrong = history.records[-1]["step"], test.misclassified
         images, labels = (array[wrong] for array in self.dataset.test)
         self._log_pictures(step, ["misclassified", "confusion"])
-        names = self.dataset.class_names
-        self.tracker.log_misclassified(step, images, labels, test.probabilities[wrong], names)
+        digits = (images, labels, test.probabilities[wrong], self.dataset.class_names)
+        table = functools.partial(media.misclassified, *digits)
+        self.tracker.log(step, {"misclassified_table": table})
         if self.page.path.exists():
-            self.tracker.log_page(step, self.page.path)
+            self.tracker.log(step, {"report": functools.partial(media.page, self.page.path)})
         if self.models == "best":
             self._log_model(history, history.best["epoch"])
         scalars = {k: v for k, v in summary.items() if isinstance(v, int | float | str)}

@@ -4,7 +4,6 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 
 from mnist_flax.data import Dataset
 from mnist_flax.report import media, service
-from mnist_flax.runtime.background import Background, lower_priority
+from mnist_flax.runtime.background import Background, attempt, lower_priority
 
 _FINISH_SECONDS = 120  # how long to wait for the rest of the upload, at the end
 
@@ -87,10 +86,11 @@ class Tracker:
 
         self._submit(log)
 
-    def log(self, step: int, values: Mapping[str, float | Future[bytes]]) -> None:
+    def log(self, step: int, values: Mapping[str, media.Value]) -> None:
         """Adds values to a step, which must be the last one logged.
 
-        The future of a PNG is logged as a picture, and left out if drawing it fails.
+        The future of a PNG is logged as a picture, and left out if drawing it fails. A function is
+        called on the tracker's thread, and what it returns is logged.
         """
 
         def log() -> None:
@@ -100,40 +100,10 @@ class Tracker:
 
         self._submit(log)
 
-    def log_misclassified(
-        self,
-        step: int,
-        images: np.ndarray,
-        labels: np.ndarray,
-        probabilities: np.ndarray,
-        class_names: Sequence[str],
-    ) -> None:
-        """Logs a table of digits: image, label, prediction and the classes' probabilities.
-
-        Args:
-          step: the last step logged.
-          images: uint8 `[n, height, width, 1]`.
-          labels: int `[n]`.
-          probabilities: `[n, classes]`.
-          class_names: the names of the classes.
-        """
-
-        def log() -> None:
-            table = media.misclassified(images, labels, probabilities, class_names)
-            self._run.log({"misclassified_table": table}, step=step)
-
-        self._submit(log)
-
-    def log_page(self, step: int, path: pathlib.Path) -> None:
-        """Logs an HTML file as `report`."""
-
-        def log() -> None:
-            self._run.log({"report": media.page(path)}, step=step)
-
-        self._submit(log)
-
     def log_model(self, workdir: pathlib.Path, epoch: int, is_best: bool) -> None:
         """Logs a checkpoint as an artifact: a folder that `predict.load` can read.
+
+        It is copied at once; if that fails, for example on a full disk, it is left out.
 
         Args:
           workdir: the folder of the run.
@@ -143,7 +113,10 @@ class Tracker:
 
         if self._background is None:
             return
-        copy = media.copy_model(workdir, epoch)
+        what = f"copying the model of epoch {epoch} for W&B failed"
+        copy = attempt(what, self._say, media.copy_model, workdir, epoch)
+        if copy is None:
+            return
 
         def log() -> None:
             artifact = media.model(f"model-{self._run.id}", copy, epoch)

@@ -7,7 +7,7 @@ import pytest
 
 from mnist_flax.data import Dataset
 from mnist_flax.evaluate import evaluate
-from mnist_flax.report import observers
+from mnist_flax.report import media, observers
 from mnist_flax.report.observers import Console, Pictures, WandB
 from mnist_flax.sources import Split
 from tests.report.pages import history
@@ -106,12 +106,6 @@ class FakeTracker:
     def log(self, step, values):
         self.told.append(("log", step, values))
 
-    def log_misclassified(self, step, images, labels, probabilities, class_names):
-        self.told.append(("table", step, images, labels, probabilities, class_names))
-
-    def log_page(self, step, path):
-        self.told.append(("page", step, path.read_text()))
-
     def log_model(self, workdir, epoch, is_best):
         self.told.append(("model", workdir, epoch, is_best))
 
@@ -137,7 +131,8 @@ class TestWandB:
         wandb.finish(history(2), TEST, {}, {})
         told = [entry for entry in wandb.tracker.told if entry[0] == "model"]
         assert told == [("model", tmp_path, epoch, True) for epoch in expected]
-        assert ("page", 6, "<p>") in wandb.tracker.told
+        (page,) = [e[2]["report"] for e in wandb.tracker.told if e[0] == "log" and "report" in e[2]]
+        assert (page.func, page.args) == (media.page, (wandb.page.path,))
 
     def test_numbers_of_an_epoch_come_before_its_pictures(self, wandb):
         wandb.pictures.drawn = {"curves": "C", "predictions": "P", "augmentation": "A"}
@@ -175,7 +170,9 @@ class TestWandB:
         wandb.finish(history(1), TEST, summary, {})
         (_, *pictures), (_, *table), (_, *finish) = wandb.tracker.told
         assert pictures == [3, {"misclassified": "M", "confusion": "C"}]
-        step, images, labels, probabilities, names = table
+        step, create = table[0], table[1]["misclassified_table"]
+        images, labels, probabilities, names = create.args
+        assert create.func == media.misclassified
         assert step == 3 and names == DATASET.class_names
         np.testing.assert_array_equal(images, DATASET.test.images[23:])
         np.testing.assert_array_equal(labels, DATASET.test.labels[23:])

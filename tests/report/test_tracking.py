@@ -2,6 +2,7 @@ import io
 import json
 import pathlib
 import shutil
+import tempfile
 from concurrent.futures import Future
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from mnist_flax import predict
+from mnist_flax.report import media
 from mnist_flax.report.tracking import Tracker
 from tests.runs import TINY, python, records, summary
 from tests.wandb_log import OfflineRun
@@ -45,7 +47,8 @@ def log_a_run(tracker):
     tracker.log_steps(1, np.array([0.5, 0.25]), np.array([0.75, 1.0]))
     tracker.log(2, {"test/accuracy": 0.875, "predictions": png()})
     images = np.zeros((3, 28, 28, 1), np.uint8)
-    tracker.log_misclassified(2, images, np.array([0, 1, 2]), np.eye(3)[[1, 2, 0]], "abc")
+    digits = (images, np.array([0, 1, 2]), np.eye(3)[[1, 2, 0]], "abc")
+    tracker.log(2, {"misclassified_table": lambda: media.misclassified(*digits)})
     assert tracker.finish({"final_test_accuracy": 0.875})
 
 
@@ -234,6 +237,21 @@ def test_a_failure_is_said_once_and_stops_the_tracking(start, monkeypatch):
     tracker.log(2, {"value": object()})
     tracker.finish({})
     assert sum("W&B stopped" in line for line in start.said) == 1
+
+
+def test_a_model_that_cannot_be_copied_is_said_and_left_out(start, monkeypatch, tmp_path):
+    """Training continues, and so does the tracking; no part of the copy stays."""
+    temporary, run = tmp_path / "temporary", tmp_path / "run"
+    temporary.mkdir()
+    run.mkdir()
+    (run / "config.json").write_text("{}")  # the rest of the run is missing
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    tracker = start()
+    tracker.log_model(run, 1, is_best=True)
+    assert list(temporary.iterdir()) == []
+    log_a_run(tracker)
+    (line,) = (line for line in start.said if "model" in line)
+    assert line.startswith("copying the model of epoch 1 for W&B failed: FileNotFoundError: ")
 
 
 # Environment variables, or files in the home folder, that W&B rejects: value and reason by name.
