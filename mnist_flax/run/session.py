@@ -181,7 +181,7 @@ class Session:
         traceback: TracebackType | None,
     ) -> None:
         self._deferred.close()
-        if error is not None and self._has_begun:
+        if error is not None:
             self._abort()
         self._stack.close()
         if isinstance(error, Interrupted) and self._has_begun:
@@ -208,7 +208,7 @@ class Session:
             raise Interrupted(number)
 
     def _abort(self) -> None:
-        if error := self._saver.abort():
+        if self._has_begun and (error := self._saver.abort()):
             self.line(f"error: {error}")
         for observer in self._observers:
             observer.abort()

@@ -139,6 +139,17 @@ def test_those_who_watch_a_run_that_fails_are_told(tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+def test_a_run_that_cannot_start_ends_its_observers(tmp_path, monkeypatch):
+    def full(folder):
+        raise UserError("No space left on device")
+
+    watched = Watched(tmp_path / "run", monkeypatch)
+    monkeypatch.setattr("mnist_flax.run.workdir.Workdir.reopen", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        watched.run(1)
+    assert watched.told == [("start", Pictures), ("start", Files), *every("abort")]
+
+
 def test_an_epoch_that_is_not_on_the_disk_is_not_announced(tmp_path, monkeypatch, capsys):
     def full(folder, record):
         raise OSError(28, "No space left on device")
