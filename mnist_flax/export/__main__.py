@@ -1,7 +1,6 @@
 """Exports a trained run: python -m mnist_flax.export --workdir=RUN --format=FORMAT."""
 
 import importlib
-import pathlib
 from collections.abc import Sequence
 
 from absl import flags
@@ -37,11 +36,11 @@ def main(arguments: Sequence[str]) -> None:
         ) from None
 
     from mnist_flax import predict
-    from mnist_flax.runtime.files import write_whole
+    from mnist_flax.runtime.files import expand, write_whole
 
     classifier = predict.load(_WORKDIR.value, _CHECKPOINT.value)
     default = f"{_WORKDIR.value}/model.{_SUFFIXES[_FORMAT.value]}"
-    path = pathlib.Path(_OUTPUT.value or default).expanduser()
+    path = expand(_OUTPUT.value or default)
     content = to_file.export(classifier)
     try:
         write_whole(path, content)

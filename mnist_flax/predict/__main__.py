@@ -5,7 +5,6 @@ Without pictures, it classifies the test set of the run.
 
 import json
 import os
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -153,12 +152,12 @@ def _draw(
     if not _FIGURE.value:
         return
     from mnist_flax.report import figures
-    from mnist_flax.runtime.files import write_whole
+    from mnist_flax.runtime.files import expand, write_whole
 
     title = f"{title}, epoch {classifier.epoch}, trained on {classifier.about.title}"
     figure = figures.digits_with_bars(images, labels, probabilities, classifier.class_names, title)
     try:
-        write_whole(pathlib.Path(_FIGURE.value).expanduser(), figures.to_png(figure))
+        write_whole(expand(_FIGURE.value), figures.to_png(figure))
     except OSError as error:
         raise UserError(f"--figure={_FIGURE.value}: {error.strerror}") from None
 

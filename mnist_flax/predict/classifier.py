@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from mnist_flax import data, optimizer, step
 from mnist_flax.errors import UserError
-from mnist_flax.run import configs
+from mnist_flax.run import configs, fields
 from mnist_flax.run.checkpoint import DIGESTS, explain, read, read_history
 from mnist_flax.run.history import History
 from mnist_flax.run.workdir import DATASET
@@ -136,14 +136,17 @@ def load(workdir: str, checkpoint: str = "") -> Classifier:
 def _config(folder: pathlib.Path) -> ConfigDict:
     """Returns the configuration of a run; fields newer than the run have their defaults."""
     values = configs.default_values() | configs.flatten(_json(folder / "config.json"))
+    for name in values:
+        if name not in fields.FIELDS and not name.startswith("study."):
+            raise UserError(f"{folder} is a run of another version, which has config.{name}")
     tuples = {name: _as_tuples(value) for name, value in values.items()}
     return ConfigDict(traverse_util.unflatten_dict(tuples, sep="."))
 
 
 def _about(folder: pathlib.Path) -> About:
-    fields = {name: _as_tuples(value) for name, value in _json(folder / DATASET).items()}
+    values = {name: _as_tuples(value) for name, value in _json(folder / DATASET).items()}
     try:
-        return About(**fields)
+        return About(**values)
     except TypeError:
         raise UserError(f"{folder / DATASET} does not describe the data set of a run") from None
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
 from mnist_flax.errors import UserError
+from mnist_flax.run.checkpoint import explain
 from mnist_flax.sources import SIDE
 
 _BOX = 20
@@ -41,10 +42,8 @@ def read(path: str | pathlib.Path, raw: bool = False) -> np.ndarray:
             grey = _grey(ImageOps.exif_transpose(picture))
     except UnidentifiedImageError:
         raise UserError(f"{path}: not a picture") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: {error}") from None
+    except Exception as error:  # Pillow raises many types of errors for damaged files
+        raise UserError(f"{path}: {explain(error)}") from None
     if raw:
         if grey.shape != (SIDE, SIDE):
             size = "x".join(map(str, grey.shape[::-1]))

@@ -140,6 +140,7 @@ def test_averaged_weights_and_a_single_view(averaged, export, images, tmp_path):
         (["--format=onnx", "1.png"], "1.png is not a flag; allowed: only flags"),
         (["--format=onnx", "--checkpoint=9"], "--checkpoint=9 does not exist; allowed: latest"),
         (["--format=onnx", "--output=no/file"], "no/file cannot be written: No such file or"),
+        (["--format=onnx", "--output=~nobody-here/file"], "~nobody-here/file: no such user"),
     ],
 )
 def test_bad_flags_are_one_line(fork_main, finished, arguments, message):

@@ -57,6 +57,15 @@ def test_a_recipe_with_variants(finished, tmp_path, test_split):
     np.testing.assert_array_equal(predict.load(str(folder))(images), expected)
 
 
+def test_a_run_with_a_field_of_another_version(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["dropout"] = 0.5
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"another version, which has config\.model\.dropout$"):
+        predict.load(str(folder))
+
+
 def test_one_image_or_none(finished, test_split):
     classifier = predict.load(str(finished))
     every = classifier(test_split.images[:3])

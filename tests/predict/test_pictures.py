@@ -122,6 +122,7 @@ def test_raw(digits, tmp_path):
         (b"some text", "not a picture"),
         ("folder", "Is a directory"),
         ("truncated", "truncated|broken"),
+        ("unknown pixels", "pixel format"),
         ("blank", "nothing is drawn on it"),
         ("transparent", "nothing is drawn on it"),
     ],
@@ -138,6 +139,10 @@ def test_bad_pictures_are_one_line(digits, tmp_path, content, expected):
         buffer = io.BytesIO()
         Image.fromarray(enlarged(digits[0])).save(buffer, "PNG")
         path.write_bytes(buffer.getvalue()[:-500])
+    elif content == "unknown pixels":  # for which Pillow raises NotImplementedError
+        buffer = io.BytesIO()
+        Image.fromarray(digits[0]).save(buffer, "DDS")
+        path.write_bytes(buffer.getvalue()[:80] + bytes(4) + buffer.getvalue()[84:])
     elif content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=expected) as error:

@@ -108,6 +108,7 @@ def test_without_pictures_it_is_the_test_set(run, finished):
         (["--raw"], "--raw is only for pictures; name some"),
         (["0.png", "--manual_dir=mnist"], "--manual_dir is only for the test set"),
         (["0.png", "--figure=none/out.png"], "--figure=none/out.png: No such file or directory"),
+        (["0.png", "--figure=~nobody-here/0.png"], "~nobody-here/0.png: no such user"),
     ],
 )
 def test_bad_input_is_one_line(fork, digits, arguments, expected):
