@@ -1,7 +1,6 @@
 """Draws the figures of a study with matplotlib."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,30 +12,8 @@ from mnist_flax.study.ensemble import Draws
 from mnist_flax.study.findings_text import FindingsText, Row, spread
 from mnist_flax.study.recipes import BASE
 
-_BASE, _BETTER, _WORSE, _SAME = "#222222", "#1a9850", "#d73027", "#7b8794"
+_BETTER, _WORSE, _SAME = "#1a9850", "#d73027", "#7b8794"
 _CURVES = ("#4575b4", "#d95f02", "#7570b3", "#1a9850", "#d73027", "#222222")
-
-
-class Bar(NamedTuple):
-    """A recipe's row in the figure `study`; accuracies are in percent.
-
-    Attributes:
-      name: the recipe's name, shown on the left.
-      points: the accuracy of each seed.
-      mean: the mean of the points.
-      interval: the confidence limits of the mean; None if there are none.
-      note: the label shown on the right.
-      change: 1 if the recipe was found to be better than the base, -1 if worse, else 0.
-      is_base: whether this is the base.
-    """
-
-    name: str
-    points: Sequence[float]
-    mean: float
-    interval: tuple[float, float] | None
-    note: str
-    change: int
-    is_base: bool
 
 
 def draw(
@@ -53,59 +30,46 @@ def draw(
     Returns:
       The figures as PNGs, by file name.
     """
-    accuracy = text.accuracy
-    bars = [
-        Bar(
-            name=row.name,
-            points=[accuracy(replica.num_errors) for replica in row.replicas],
-            mean=accuracy(row.errors.mean),
-            interval=None
-            if row.errors.low is None
-            else (accuracy(row.errors.high), accuracy(row.errors.low)),
-            note="the base" if row.name == BASE else text.note(row),
-            change=row.verdict,
-            is_base=row.name == BASE,
-        )
-        for row in rows
-    ]
     curves = {
         name: [
-            (of_size.size, *(accuracy(errors) for errors in spread(of_size.num_errors)))
+            (of_size.size, *(text.accuracy(errors) for errors in spread(of_size.num_errors)))
             for of_size in of_row
         ]
         for name, of_row in draws.items()
         if of_row
     }
-    figures = {"study.png": study(bars, title)}
+    figures = {"study.png": study(rows, text, title)}
     if curves:
         figures["ensemble.png"] = ensembles(curves, title)
     return {name: to_png(figure) for name, figure in figures.items()}
 
 
-def study(bars: Sequence[Bar], title: str) -> Figure:
+def study(rows: Sequence[Row], text: FindingsText, title: str) -> Figure:
     """Draws test accuracies: a row per recipe, with a point per seed and the mean's interval.
 
-    Args:
-      bars: the rows, from top to bottom.
-      title: the title of the figure; it names the data.
+    The arguments are those of `draw`.
     """
-    figure = create_figure(10, 1.9 + 0.42 * len(bars))
+    figure = create_figure(10, 1.9 + 0.42 * len(rows))
     ax = figure.subplots()
-    for row, bar in enumerate(bars):
-        color = _BASE if bar.is_base else (_SAME, _BETTER, _WORSE)[bar.change]
+    for y, row in enumerate(rows):
+        is_base, errors, mean = row.name == BASE, row.errors, text.accuracy(row.errors.mean)
+        color = INK if is_base else (_SAME, _BETTER, _WORSE)[row.verdict]
+        points = [text.accuracy(replica.num_errors) for replica in row.replicas]
         # Points lie one above the other, so that they do not hide each other.
-        offsets = np.linspace(-0.22, 0.22, len(bar.points)) if len(bar.points) > 1 else [0]
-        ax.plot(bar.points, row + np.array(offsets), "o", color=color, alpha=0.45, markersize=4)
-        if bar.interval is not None:
-            ax.plot(bar.interval, [row, row], "-", color=color, linewidth=2.2)
-        ax.plot(bar.mean, row, "D", color=color, markersize=7)
+        offsets = np.linspace(-0.22, 0.22, len(points)) if len(points) > 1 else [0]
+        ax.plot(points, y + np.array(offsets), "o", color=color, alpha=0.45, markersize=4)
+        if errors.low is not None:
+            interval = [text.accuracy(errors.high), text.accuracy(errors.low)]
+            ax.plot(interval, [y, y], "-", color=color, linewidth=2.2)
+        ax.plot(mean, y, "D", color=color, markersize=7)
         where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
         style = {"va": "center", "fontsize": 9, "color": color}
-        ax.annotate(bar.note, (1, row), xytext=(8, 0), **where, **style)
-        if bar.is_base:
-            ax.axvline(bar.mean, color=_BASE, linewidth=0.8, linestyle=":")
-    ax.set_yticks(range(len(bars)), [bar.name for bar in bars])
-    ax.set_ylim(len(bars) - 0.4, -0.6)
+        note = "the base" if is_base else text.note(row)
+        ax.annotate(note, (1, y), xytext=(8, 0), **where, **style)
+        if is_base:
+            ax.axvline(mean, color=INK, linewidth=0.8, linestyle=":")
+    ax.set_yticks(range(len(rows)), [row.name for row in rows])
+    ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.set_xlabel("test accuracy, %")
     ax.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     ax.ticklabel_format(axis="x", useOffset=False)

@@ -77,7 +77,7 @@ class FindingsText:
     def words(self, row: Row) -> str:
         """Returns one sentence that claims no more than the numbers of `row` show."""
         number = row.num_diverged
-        diverged = f"; {_count(number, 'replica')} diverged" if number else ""
+        diverged = f"; {count(number, 'replica')} diverged" if number else ""
         comparison = row.comparison
         if comparison is None:
             return (
@@ -151,8 +151,8 @@ class FindingsText:
 
     def progress(self, rows: Sequence[Row]) -> str:
         """Returns a sentence on how many replicas are finished; empty once all are."""
-        count, total = sum(len(row.replicas) for row in rows), self._num_replicas
-        return f"{count} of {total} replicas are finished." if count < total else ""
+        finished, total = sum(len(row.replicas) for row in rows), self._num_replicas
+        return f"{finished} of {total} replicas are finished." if finished < total else ""
 
     def _points(self, errors: float) -> float:
         """Converts test errors to percentage points of accuracy."""
@@ -169,7 +169,7 @@ class FindingsText:
     def _detectable(self, comparison: Comparison) -> str:
         if comparison.base + comparison.detectable > len(self._dataset.test):
             return "with so few replicas, no difference could have been found reliably"
-        errors = _count(math.ceil(comparison.detectable), "error")
+        errors = count(math.ceil(comparison.detectable), "error")
         return f"a difference of {errors} or more would have been found four times in five"
 
     def table(self, rows: Sequence[Row]) -> list[list[str]]:
@@ -240,7 +240,7 @@ def origin(dataset: Dataset, rows: Sequence[Row], now: datetime.datetime) -> str
     """Returns a line that names the data, the devices, the versions and the date."""
     replicas = [replica for row in rows for replica in row.replicas]
     numbers = sorted({replica.config["num_epochs"] for replica in replicas})
-    epochs = " or ".join(_count(number, "epoch") for number in numbers)
+    epochs = " or ".join(count(number, "epoch") for number in numbers)
     devices = _alternatives(replica.device for replica in replicas)
     versions = ", ".join(
         f"{name} {_alternatives(r.versions.get(name, '?') for r in replicas)}"
@@ -262,7 +262,8 @@ def spread(num_errors: np.ndarray) -> tuple[float, float, float]:
 def words_of_ensemble(name: str, draws: Draws) -> str:
     """Returns one sentence on the ensembles of a recipe."""
     mean = f"{draws.num_errors.mean():.1f}"
-    return f"{name}: ensembles of {draws.size} networks make {mean} test errors on average"
+    size = count(draws.size, "network")
+    return f"{name}: ensembles of {size} make {mean} test errors on average"
 
 
 def _markdown(table: Sequence[Sequence[str]]) -> list[str]:
@@ -332,7 +333,8 @@ def _alternatives(values: Iterable[str]) -> str:
     return " or ".join(sorted(set(values)))
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """Returns a number with its noun, such as '1 seed' or '1,000 seeds'."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 

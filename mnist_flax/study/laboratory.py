@@ -28,6 +28,7 @@ from mnist_flax.runtime import compilation, devices, memory, signals
 from mnist_flax.runtime.signals import Interrupted
 from mnist_flax.step import StepMetrics
 from mnist_flax.study.findings import Findings
+from mnist_flax.study.findings_text import count
 from mnist_flax.study.progress import StudyProgress
 from mnist_flax.study.recipes import recipes
 from mnist_flax.study.replicas import Pool, Replicas
@@ -169,8 +170,9 @@ class Study:
         self._folder.announce(line)
         line(self._dataset.description)
         line(
-            f"Study: {self._num_replicas} replicas (recipes: {len(self._recipes)}, seeds: "
-            f"{len(self._seeds)}), {len(self._finished)} of them finished; {devices.describe()}"
+            f"Study: {count(self._num_replicas, 'replica')} ({count(len(self._recipes), 'recipe')},"
+            f" {count(len(self._seeds), 'seed')}), {len(self._finished)} finished; "
+            f"{devices.describe()}"
         )
 
     def _train(self, name: str, trainer: Replicas, seeds: Sequence[int]) -> None:

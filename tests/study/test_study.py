@@ -134,6 +134,7 @@ def test_a_replica_is_the_run_of_its_seed(run_main, tmp_path):
     arguments = (*TINY, "--config.seed=43", "--config.optimizer.eps=0.1")
     done = study(*arguments, "--config.study.num_seeds=1", f"--workdir={tmp_path}/study")
     assert done.returncode == 0, done.stderr
+    assert "Study: 1 replica (1 recipe, 1 seed), 0 finished; Device: cpu" in done.stdout
     done = run_main(*arguments, f"--workdir={tmp_path}/run")
     assert done.returncode == 0, done.stderr
     ((_, records),) = results(tmp_path / "study").values()
@@ -175,7 +176,7 @@ def test_killed_it_resumes_from_the_last_epoch_and_repeats_nothing(finished, arg
     assert len(saved) == int(checkpoint.name) >= 1
     done = study(*command)
     assert done.returncode == 0, done.stderr
-    assert "2 of them finished" in done.stdout and "warning" not in done.stdout
+    assert "(2 recipes, 2 seeds), 2 finished; " in done.stdout and "warning" not in done.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert results(workdir) == results(finished[0])
     # A repeated epoch would have other seconds, so these are the saved records.
@@ -204,7 +205,7 @@ def test_finished_it_reports_again_and_takes_no_other_recipe(finished, fork_main
     (workdir / "study.md").unlink()
     again = study(*arguments, f"--workdir={workdir}")
     assert again.returncode == 0, again.stderr
-    assert "4 of them finished" in again.stdout and (workdir / "study.md").exists()
+    assert ", 4 finished; " in again.stdout and (workdir / "study.md").exists()
     assert files(workdir / "replicas") == before
     changed = (*arguments, f"--workdir={workdir}", "--config.batch_size=32")
     other = fork_main(*changed, command="mnist_flax.study")
