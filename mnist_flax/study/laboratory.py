@@ -188,29 +188,23 @@ class Study:
             state, history = restored
         self._progress.start(label, len(seeds))
         self._progress.finish_epoch(history.epoch * num_images)
-        results: dict[str, list[Evaluation]] = {}
+        results: list[dict[str, Evaluation]] = []
         try:
             for epoch in range(history.epoch + 1, num_epochs + 1):
                 self._progress.start(f"{label}, epoch {epoch}/{num_epochs}", len(seeds))
                 state, metrics, seconds = trainer.train_epoch(state, epoch, self._on_step)
                 self._progress.finish_epoch(num_images)
-                results = {"validation": trainer.evaluate_each(state, "validation")}
-                if epoch > num_epochs - final:
-                    results["test"] = trainer.evaluate_each(state, "test")
+                is_final = epoch > num_epochs - final
+                splits = [s for s in self._dataset.eval_splits if s != "test" or is_final]
+                results = trainer.evaluate_each(state, splits)
                 records = trainer.records(epoch, metrics, results, seconds)
                 history = history.extended({"replicas": finite(records)})
                 saver.wait()
                 if epoch < num_epochs:
                     saver.save(snapshot(state)[0], history)
             for index, seed in enumerate(seeds):
-                mine = {split: of_split[index] for split, of_split in results.items() if of_split}
-                self._keep(
-                    name,
-                    seed,
-                    trainer,
-                    [epoch["replicas"][index] for epoch in history.records],
-                    mine,
-                )
+                records = [epoch["replicas"][index] for epoch in history.records]
+                self._keep(name, seed, trainer, records, results[index])
         finally:  # a signal must not lose a finished epoch
             if error := saver.abort():
                 self._progress.line(f"error: {error}")

@@ -1,7 +1,7 @@
 """Trains replicas, runs that differ only in their seed, together as one program."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -45,26 +45,29 @@ class Replicas(Trainer):
         """Returns the replicas' states before the first step."""
         return self._creator(np.uint32(seeds))
 
-    def evaluate_each(self, state: TrainState, split: str) -> list[Evaluation]:
-        """Returns each replica's results on a split; an empty list if there is no such split."""
-        if split not in self._dataset.eval_splits:
-            return []
-        labels = self._dataset.eval_splits[split].labels
-        return [evaluate(logits, labels) for logits in self.predict(state, split)]
+    def evaluate_each(
+        self, state: TrainState, splits: Iterable[str]
+    ) -> list[dict[str, Evaluation]]:
+        """Returns each replica's results on the given splits, by split."""
+        results: list[dict[str, Evaluation]] = [{} for _ in range(self.num_replicas)]
+        for split in splits:
+            labels = self._dataset.eval_splits[split].labels
+            for of_replica, logits in zip(results, self.predict(state, split), strict=True):
+                of_replica[split] = evaluate(logits, labels)
+        return results
 
     def records(
         self,
         epoch: int,
         metrics: StepMetrics,
-        results: dict[str, list[Evaluation]],
+        results: Sequence[dict[str, Evaluation]],
         seconds: float,
     ) -> list[dict[str, float]]:
         """Returns each replica's record of an epoch, with an equal share of the seconds."""
         records = []
-        for index in range(self.num_replicas):
-            mine = {split: of_split[index] for split, of_split in results.items() if of_split}
+        for index, of_replica in enumerate(results):
             steps = StepMetrics(*(values[:, index] for values in metrics))
-            record = self.record(epoch, steps, mine, seconds / self.num_replicas)
+            record = self.record(epoch, steps, of_replica, seconds / self.num_replicas)
             del record["images_per_second"]  # misleading for replicas that are trained together
             records.append(record)
         return records

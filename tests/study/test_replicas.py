@@ -88,11 +88,11 @@ def test_one_replica_is_its_run(create, alone):
 def test_results_and_records_are_each_replicas_own(create, alone, dataset, monkeypatch):
     together = create(2)
     states, metrics = train(together, together.create_states(SEEDS), 1)
-    results = {split: together.evaluate_each(states, split) for split in ("validation", "test")}
-    assert results["validation"] == []  # nothing was set aside
+    assert together.evaluate_each(states, []) == [{}, {}]
+    results = together.evaluate_each(states, ["test"])
     logits = together.predict(states, "test")
-    for result, of_one in zip(results["test"], logits, strict=True):
-        assert result.loss == evaluate(of_one, dataset.test.labels).loss
+    for result, of_one in zip(results, logits, strict=True):
+        assert result["test"].loss == evaluate(of_one, dataset.test.labels).loss
     for trainer in (together, alone):  # as if the last batch were smaller
         monkeypatch.setattr(trainer, "batches", [(0, 48), (48, 34)])
     records = together.records(1, metrics, results, seconds=3.0)
@@ -100,10 +100,10 @@ def test_results_and_records_are_each_replicas_own(create, alone, dataset, monke
     for index, record in enumerate(records):
         loss = np.average(metrics.loss[:, index], weights=[48, 34])
         assert record["train/loss"] == pytest.approx(loss)
-        assert record["test/loss"] == results["test"][index].loss
+        assert record["test/loss"] == results[index]["test"].loss
         assert record["seconds"] == 1.5 and record["epoch"] == 1
         of_one = StepMetrics(*(values[:, index] for values in metrics))
-        by_run = alone.record(1, of_one, {"test": results["test"][index]}, seconds=1.5)
+        by_run = alone.record(1, of_one, results[index], seconds=1.5)
         del by_run["images_per_second"]  # it would mislead if replicas share a program
         assert record == by_run
 
