@@ -204,7 +204,7 @@ class Session:
         self._saver.save(copy, history, tell)
 
     def _check_signals(self) -> None:
-        if number := hosts.largest(signals.received()):
+        if number := max(map(int, hosts.gather(str(signals.received())))):
             raise Interrupted(number)
 
     def _abort(self) -> None:

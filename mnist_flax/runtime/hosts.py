@@ -87,13 +87,6 @@ def gather(text: str) -> list[str]:
     return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows]
 
 
-def largest(number: int) -> int:
-    """Returns the largest number of any process."""
-    if jax.process_count() == 1:
-        return number
-    return int(multihost_utils.process_allgather(np.int32(number)).max())
-
-
 def lost_process(error: BaseException | None) -> LostProcess | None:
     """Returns the error to raise in place of one that another process caused; otherwise None."""
     if not _is_of_exchange(error) or jax.process_count() == 1:
