@@ -4,7 +4,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,22 +18,11 @@ from mnist_flax.errors import UserError
 from mnist_flax.run import configs, fields
 from mnist_flax.run.checkpoint import DIGESTS, explain, read, read_history
 from mnist_flax.run.history import History
+from mnist_flax.run.summary import About
 from mnist_flax.run.workdir import DATASET
 from mnist_flax.runtime import compilation, devices
 from mnist_flax.runtime.files import expand
 from mnist_flax.step import TrainState
-
-
-class About(NamedTuple):
-    """The data that a run was trained on, from dataset.json in its folder."""
-
-    name: str  # the name of the data set
-    source: str  # 'tfds' or 'sample'
-    title: str  # its name as people read it
-    class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]  # height, width, channels
-    mean: float  # of the pixels scaled to 0..1
-    std: float
 
 
 class Classifier:

@@ -234,7 +234,7 @@ def _create_observers(
     A finished run is only drawn again.
     """
     line = progress.line
-    folder.write_json(DATASET, describe(dataset))
+    folder.write_json(DATASET, describe(dataset)._asdict())
     create = functools.partial(augment.examples, config, dataset.train.images[0])
     create_examples = functools.cache(create) if config.augment.enabled else None
     pictures = Pictures(folder.figures, dataset, create_examples, line)

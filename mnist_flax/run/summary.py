@@ -3,7 +3,7 @@
 import datetime
 import importlib.metadata
 import platform
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -61,17 +61,24 @@ def class_accuracies(confusion: np.ndarray) -> list[float | None]:
     ]
 
 
-def describe(dataset: Dataset) -> dict[str, Any]:
-    """Returns what is needed to use a network that was trained on these data."""
-    return {
-        "name": dataset.name,
-        "source": dataset.source,
-        "title": dataset.title,
-        "class_names": dataset.class_names,
-        "image_shape": dataset.test.images.shape[1:],
-        "mean": dataset.mean,
-        "std": dataset.std,
-    }
+class About(NamedTuple):
+    """What is needed to use a network: the data that it was trained on, from dataset.json."""
+
+    name: str  # the name of the data set
+    source: str  # 'tfds' or 'sample'
+    title: str  # its name as people read it
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, ...]  # height, width, channels
+    mean: float  # of the pixels scaled to 0..1
+    std: float
+
+
+def describe(dataset: Dataset) -> About:
+    """Returns what dataset.json says about the data of a run."""
+    shape, names = dataset.test.images.shape[1:], dataset.class_names
+    return About(
+        dataset.name, dataset.source, dataset.title, names, shape, dataset.mean, dataset.std
+    )
 
 
 def versions() -> dict[str, str]:

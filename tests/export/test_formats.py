@@ -11,8 +11,9 @@ import pytest
 from jax import export as jax_export
 
 from configs import default
-from mnist_flax.predict.classifier import About, Classifier
+from mnist_flax.predict import Classifier
 from mnist_flax.run.history import History
+from mnist_flax.run.summary import About
 from tests.parity import reference
 
 ABOUT = About("mnist", "tfds", "MNIST", tuple("0123456789"), (27, 27, 1), 0.1307, 0.3081)
