@@ -74,9 +74,8 @@ def _late(address: str, process_id: int | None) -> UserError:
     """Returns the error for processes that have not all joined."""
     reason = f"not all processes have started, or they cannot reach {address or 'process 0'}"
     if process_id:
-        first = addresses.host_of(address), _port_of(address)
         try:
-            socket.create_connection(first, _LOOK_SECONDS).close()
+            socket.create_connection(_split(address), _LOOK_SECONDS).close()
         except OSError as error:
             reason = f"--coordinator_address={address} cannot be reached ({error})"
     return UserError(
@@ -144,15 +143,27 @@ def _find_devices() -> None:
 def _call_roll(address: str, num_processes: int, process_id: int) -> None:
     # Longer than `initialize` waits, because its error says more.
     if process_id == 0:
-        bound = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", address)
-        roll_call.take(_port_of(bound), num_processes, 2 * _JOIN_SECONDS)
+        _, port = _split(*_to_bind(address))
+        roll_call.take(port, num_processes, 2 * _JOIN_SECONDS)
     else:
-        first = addresses.host_of(address), _port_of(address)
-        roll_call.report(first, process_id, num_processes, 2 * _JOIN_SECONDS)
+        roll_call.report(_split(address), process_id, num_processes, 2 * _JOIN_SECONDS)
 
 
-def _port_of(address: str) -> int:
-    return int(address.rpartition(":")[2])
+def _to_bind(address: str) -> tuple[str, str]:
+    """Returns the address on which process 0 listens, and what gives it.
+
+    Where the others reach it through a proxy, JAX's variable gives another address.
+    """
+    bound = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS")
+    return (bound, "JAX_COORDINATOR_BIND_ADDRESS") if bound else (address, "--coordinator_address")
+
+
+def _split(address: str, given_as: str = "--coordinator_address") -> tuple[str, int]:
+    """Returns the host and the port of 'host:port'; raises a `UserError` for any other form."""
+    host, port = addresses.host_of(address), address.rpartition(":")[2]
+    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise UserError(f"{given_as}={address} is not allowed; allowed: HOST:PORT")
+    return host, int(port)
 
 
 def _cannot_join(error: Exception, launcher: Launcher | None) -> UserError:
@@ -172,18 +183,17 @@ def _check(address: str, num_processes: int | None, process_id: int | None) -> N
             "--coordinator_address, --num_processes and --process_id go together; "
             "allowed: all three or none"
         )
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
-        raise UserError(f"--coordinator_address={address} is not allowed; allowed: HOST:PORT")
+    _split(address)
     if not 0 <= process_id < num_processes:
         raise UserError(
             f"--process_id={process_id} is not allowed; allowed: from 0 to below "
             f"--num_processes={num_processes}"
         )
     if process_id == 0:
+        bound, given_as = _to_bind(address)
+        _, port = _split(bound, given_as)
         try:  # JAX would wait for the others silently
-            roll_call.listen(int(port)).close()
+            roll_call.listen(port).close()
         except OSError as error:
-            raise UserError(
-                f"--coordinator_address={address}: {error.strerror}; allowed: a free port"
-            ) from None
+            reason = f"{given_as}={bound}: {error.strerror}"
+            raise UserError(f"{reason}; allowed: a free port") from None

@@ -186,20 +186,27 @@ command.start(main.main)
 """
 
 
-def test_a_port_that_is_taken_is_an_error(fork_main, tmp_path):
+@pytest.mark.parametrize("given_as", ["--coordinator_address", "JAX_COORDINATOR_BIND_ADDRESS"])
+def test_a_port_that_is_taken_is_an_error(fork_main, tmp_path, given_as):
+    cluster = (f"--workdir={tmp_path}/run", "--num_processes=2", "--process_id=0")
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        done = fork_main(
-            *TINY,
-            f"--workdir={tmp_path}/run",
-            "--num_processes=2",
-            f"--coordinator_address={address}",
-            "--process_id=0",
-        )
+        if given_as.startswith("--"):
+            done = fork_main(*TINY, *cluster, f"{given_as}={address}")
+        else:
+            reached = f"--coordinator_address=127.0.0.1:{free_port()}"
+            done = fork_main(*TINY, *cluster, reached, **{given_as: address})
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: --coordinator_address={address}: Address already in use")
+    assert line.startswith(f"error: {given_as}={address}: Address already in use")
     assert line.endswith("; allowed: a free port")
+
+
+def test_an_address_to_listen_on_without_a_port_is_an_error(fork_main):
+    cluster = ("--coordinator_address=127.0.0.1:1234", "--num_processes=2", "--process_id=0")
+    done = fork_main(*TINY, *cluster, JAX_COORDINATOR_BIND_ADDRESS="0.0.0.0")
+    expected = "JAX_COORDINATOR_BIND_ADDRESS=0.0.0.0 is not allowed; allowed: HOST:PORT"
+    assert (done.returncode, done.stderr) == (2, f"error: {expected}\n")
 
 
 @pytest.mark.parametrize(("number", "process"), [(signal.SIGINT, 0), (signal.SIGTERM, 1)])
