@@ -4,7 +4,7 @@
 99.48 %; NVIDIA H200, jax 0.11.2). The whole command took 33 s there, and the training 29 minutes on
 2 cores of an AMD EPYC (an older version, jax 0.10.2). Original: see docs/results/README.md.
 
-python main.py --config configs/default.py
+    python main.py --config configs/default.py
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@
 training on average, not counting 11 s of compiling; 2 cores of an Intel Xeon with AVX-512, jax
 0.10.2.
 
-python -m mnist_flax.study --config configs/speedrun.py
+    python -m mnist_flax.study --config configs/speedrun.py
 """
 
 from ml_collections import ConfigDict

@@ -94,10 +94,9 @@ def _classify(classifier: "Classifier", paths: Sequence[str]) -> None:
 
 def _print(names: Sequence[str], probabilities: "np.ndarray", classes: Sequence[str]) -> None:
     if _JSON.value:
-        for name, row in zip(names, probabilities.tolist(), strict=True):
-            best = max(range(len(row)), key=row.__getitem__)
-            by_class = dict(zip(classes, row, strict=True))
-            print(json.dumps({"picture": name, "class": classes[best], "probabilities": by_class}))
+        for name, row in zip(names, probabilities, strict=True):
+            best, by_class = classes[row.argmax()], dict(zip(classes, row.tolist(), strict=True))
+            print(json.dumps({"picture": name, "class": best, "probabilities": by_class}))
         return
     width = max(map(len, ("picture", *names)))
     best_width = max(map(len, ("class", *classes)))

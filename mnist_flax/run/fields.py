@@ -56,10 +56,8 @@ def _choice(*names: str) -> Field:
 
 
 def _is_range(value: Any) -> bool:
-    positive = _number("(0, inf)").accepts
-    return isinstance(value, Sequence) and len(value) == 2 and all(map(positive, value)) and (
-        value[0] <= value[1]
-    )  # fmt: skip
+    is_pair = isinstance(value, Sequence) and len(value) == 2
+    return is_pair and all(map(_number("(0, inf)").accepts, value)) and value[0] <= value[1]
 
 
 def _blocks(high: int) -> Field:

@@ -58,10 +58,8 @@ def own_gpus(launcher: Launcher) -> list[int]:
     """
     size_variable, rank_variable = _LOCAL_SIZES[launcher.name]
     try:
-        size, rank = (
-            _here(os.environ.get(size_variable, "1")),
-            int(os.environ.get(rank_variable, 0)),
-        )
+        size = _here(os.environ.get(size_variable, "1"))
+        rank = int(os.environ.get(rank_variable, 0))
     except (ValueError, IndexError):
         given = [f"{name}={os.environ.get(name)}" for name in (size_variable, rank_variable)]
         raise UserError(f"{' and '.join(given)} are not a number of processes and a rank") from None

@@ -6,7 +6,7 @@ import itertools
 import pathlib
 import secrets
 import time
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -163,7 +163,19 @@ class Study:
             raise
 
     def _plan(self) -> Iterator[tuple[str, list[int]]]:
-        return _plan(self._settings.num_together, self._recipes, self._seeds, self._finished)
+        """Yields the replicas left to train, as a recipe and the seeds to train together.
+
+        Replicas trained one after another go seed by seed, so that an interrupted study has some of
+        every variant.
+        """
+        # On a CPU, training several in one program took longer than one after another.
+        together = 1 if jax.default_backend() == "cpu" else len(self._seeds)
+        size = self._settings.num_together or together
+        for start in range(0, len(self._seeds), size):
+            for name in self._recipes:
+                part = self._seeds[start : start + size]
+                if left := [seed for seed in part if (name, seed) not in self._finished]:
+                    yield name, left
 
     def _announce(self) -> None:
         line = self._progress.line
@@ -256,23 +268,6 @@ class Study:
             config.seed = seed
             config.wandb.group = config.wandb.group or self._folder.path.resolve().name
         return config
-
-
-def _plan(
-    num_together: int, names: Iterable[str], seeds: Sequence[int], finished: Container
-) -> Iterator[tuple[str, list[int]]]:
-    """Yields the replicas left to train, as a recipe and the seeds to train together.
-
-    Replicas trained one after another go seed by seed, so that an interrupted study has some of
-    every variant.
-    """
-    # On a CPU, training several in one program took longer than one after another.
-    size = num_together or (1 if jax.default_backend() == "cpu" else len(seeds))
-    for start in range(0, len(seeds), size):
-        for name in names:
-            part = seeds[start : start + size]
-            if left := [seed for seed in part if (name, seed) not in finished]:
-                yield name, left
 
 
 def _identity(recipe: ConfigDict, seeds: Sequence[int], num_final_epochs: int, data: str) -> str:
