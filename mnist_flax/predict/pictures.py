@@ -85,7 +85,10 @@ def _grey(picture: Image.Image) -> np.ndarray:
     """Returns luminance `[height, width]`, float 0..255; transparency becomes contrasting paper."""
     if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits or more
         values = np.asarray(picture, np.float64)
-        return values * 255 / max(values.max(), 1) if values.max() > 255 else values
+        highest = values.max()
+        if picture.mode == "F" and highest <= 1:  # the usual range of floats
+            return 255 * values
+        return 255 * values / highest if highest > 255 else values
     bands = np.asarray(picture.convert("RGBA").convert("LA"), np.float64)
     luminance, opacity = bands[..., 0], bands[..., 1] / 255
     if not opacity.any():

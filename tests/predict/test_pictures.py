@@ -114,6 +114,12 @@ def test_raw(digits, tmp_path):
         pictures.read(path, raw=True)
 
 
+@pytest.mark.parametrize("highest", [1, 255])
+def test_floats(digits, tmp_path, highest):
+    path = save(tmp_path, np.float32(digits[3] / 255 * highest), "0.tiff")
+    np.testing.assert_array_equal(pictures.read(path, raw=True)[..., 0], digits[3])
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
