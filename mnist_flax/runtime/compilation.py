@@ -1,6 +1,7 @@
 """How XLA compiles: its options, its cache, and programs compiled in the background."""
 
 import atexit
+import contextlib
 import functools
 import hashlib
 import os
@@ -64,13 +65,11 @@ def find_devices() -> None:
 def _use_cache(caches: pathlib.Path) -> None:
     cache = caches / "mnist_flax" / "jax"
     mine = cache / _machine()
-    try:
+    with contextlib.suppress(OSError):  # it is only a cache
         mine.mkdir(parents=True, exist_ok=True)
-        _prune(cache, _CACHE_BYTES)
-    except OSError:  # it is only a cache
-        return
-    jax.config.update("jax_compilation_cache_dir", str(mine))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        jax.config.update("jax_compilation_cache_dir", str(mine))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        _prune(cache, _CACHE_BYTES)  # last: it fails if another process prunes at the same time
 
 
 def _machine() -> str:

@@ -58,6 +58,27 @@ def test_the_least_recently_used_programs_go(tmp_path):
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"newest", "new"}
 
 
+def test_two_processes_that_prune_at_once_both_use_the_cache(tmp_path, monkeypatch):
+    stat, updated = pathlib.Path.stat, {}
+    program = tmp_path / "mnist_flax" / "jax" / "program"
+    program.parent.mkdir(parents=True)
+    program.write_bytes(b"")
+
+    def stat_once(path, **options):
+        """The other process removes the file as soon as this one has seen it."""
+        found = stat(path, **options)
+        if path == program:
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(pathlib.Path, "stat", stat_once)
+    config = types.SimpleNamespace(update=updated.__setitem__)
+    monkeypatch.setattr(compilation, "jax", types.SimpleNamespace(config=config))
+    compilation._use_cache(tmp_path)
+    assert not program.exists()
+    assert pathlib.Path(updated["jax_compilation_cache_dir"]).parent == program.parent
+
+
 def test_a_cpu_convolves_with_xlas_own_code():
     if jax.default_backend() != "cpu":
         pytest.skip("no CPU")
