@@ -3,7 +3,7 @@
 from mnist_flax.runtime import huge_pages
 
 if __name__ == "__main__":
-    huge_pages.use()  # it restarts Python, so it comes before anything that takes time
+    huge_pages.use()  # may restart Python, so it runs before anything slow
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -14,8 +14,8 @@ flags.adopt_module_key_flags(command)
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     "",
-    "Folder for the results: a new folder, or the folder of a run to resume. Default: a new, dated "
-    "folder under runs/.",
+    "The folder for the results: a new one, or that of a run to resume. By default, a dated one "
+    "under runs/.",
 )
 _COORDINATOR_ADDRESS = flags.DEFINE_string(
     "coordinator_address",
@@ -28,7 +28,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Rank of this process, fr
 
 def main(config: ConfigDict) -> None:
     """Runs the training that the flags ask for."""
-    # Imported here because it takes seconds: invalid flags are reported first.
+    # Imported here because it takes seconds, and invalid flags should be reported at once.
     from mnist_flax import train
     from mnist_flax.runtime import joining
 
