@@ -5,18 +5,14 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from mnist_flax import predict
 from mnist_flax.cli import program
 from mnist_flax.errors import UserError
 
 _SUFFIXES = {"stablehlo": "stablehlo", "onnx": "onnx", "pytorch": "safetensors"}
 _WORKDIR = flags.DEFINE_string("workdir", "", "The folder of the run.")
 _FORMAT = flags.DEFINE_enum("format", None, list(_SUFFIXES), "The format of the file.")
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint",
-    "",
-    "latest, best, or the number of an epoch. By default, the best if it was chosen on a "
-    "validation split, otherwise the latest.",
-)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "", predict.CHECKPOINT_HELP)
 _OUTPUT = flags.DEFINE_string("output", "", "The file to write. By default, model.* in the run.")
 
 
@@ -35,7 +31,6 @@ def main(arguments: Sequence[str]) -> None:
             f"--format={_FORMAT.value} needs {error.name}; pip install -e '.[{_FORMAT.value}]'"
         ) from None
 
-    from mnist_flax import predict
     from mnist_flax.runtime.files import expand, write_whole
 
     classifier = predict.load(_WORKDIR.value, _CHECKPOINT.value)

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Classifier", "load"]
 
+CHECKPOINT_HELP = (  # of the commands that load a run
+    "latest, best, or the number of an epoch. By default, the best if it was chosen on a "
+    "validation split, otherwise the latest."
+)
+
 
 def __getattr__(name: str) -> Any:
     """Imports JAX only when needed, so that the command can check its environment first."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from mnist_flax import predict
 from mnist_flax.cli import program
 from mnist_flax.errors import UserError
 
@@ -20,12 +21,7 @@ if TYPE_CHECKING:  # importing them takes a second, and invalid flags should be 
     from mnist_flax.predict import Classifier
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "The folder of the run.")
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint",
-    "",
-    "latest, best, or the number of an epoch. By default, the best if it was chosen on a "
-    "validation split, otherwise the latest.",
-)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "", predict.CHECKPOINT_HELP)
 _RAW = flags.DEFINE_boolean(
     "raw", False, "Use the pictures unchanged; they must be 28x28 pixels, bright on black."
 )
@@ -41,8 +37,6 @@ _MANUAL_DIR = flags.DEFINE_string(
 
 def main(paths: Sequence[str]) -> None:
     """Classifies the pictures that the command line names, or the test set if it names none."""
-    from mnist_flax import predict
-
     if not _WORKDIR.value:
         raise UserError("--workdir is missing; allowed: the folder of a run")
     if _RAW.value and not paths:
