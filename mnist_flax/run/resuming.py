@@ -1,6 +1,7 @@
 """What may change when a run resumes in its folder: the configuration and the data are compared."""
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +39,7 @@ def check_same(
     before: dict[str, Any],
     config: dict[str, Any],
     may_differ: MayDiffer,
-    allowed: str = "the same configuration, or a larger config.num_epochs, or a new folder",
+    allowed: str = "",
 ) -> None:
     """Checks that two configurations are the same, except for fields that may differ.
 
@@ -49,7 +50,8 @@ def check_same(
       before: the existing configuration.
       config: the configuration to compare with it.
       may_differ: which fields may differ.
-      allowed: what to do about it, for the error.
+      allowed: what to do about it, for the error; empty: the same configuration, more epochs if
+        `may_differ` allows them, or a new folder.
 
     Raises:
       UserError: names `where`, and the fields that differ.
@@ -70,7 +72,11 @@ def check_same(
         ]
         named = ", ".join(fields[:_NAMED])
         named += f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
-        raise UserError(f"{where} holds a run with {named}; allowed: {allowed}")
+        longer = {**now, "num_epochs": math.inf}
+        is_extensible = "num_epochs" in now and may_differ("num_epochs", before, longer)
+        more = ", a larger config.num_epochs" if is_extensible else ""
+        allowed = allowed or f"the same configuration{more}, or a new folder"
+        raise UserError(f"{where} has {named}; allowed: {allowed}")
 
 
 def check_data(where: str, before: str, now: str, allowed: str = "a new folder") -> None:

@@ -218,7 +218,7 @@ def test_another_configuration_is_refused_untouched(finished, fork_main):
     )
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert f"error: --workdir={finished} holds a run with" in line
+    assert f"error: --workdir={finished} has config.model.norm=" in line
     assert "config.model.norm='batch' (now 'layer'); allowed: the same" in line
     done = fork_main(*TINY, f"--workdir={finished}", "--config.num_epochs=3")
     assert done.returncode == 2 and "config.num_epochs=4 (now 3)" in done.stderr

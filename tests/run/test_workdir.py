@@ -6,8 +6,10 @@ from contextlib import closing
 
 import pytest
 
+from configs import default
 from mnist_flax.errors import UserError
 from mnist_flax.run import workdir
+from mnist_flax.run.resuming import is_free, may_extend
 from mnist_flax.run.workdir import Workdir, check_workdir
 
 
@@ -55,6 +57,31 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"config.seed=1 \(now 2\); allowed: the same conf"):
         Workdir(str(tmp_path), {"seed": 2})
     assert json.loads((tmp_path / "config.json").read_text()) == {"seed": 1}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "is_study", "allowed"),
+    [
+        (
+            "exponential",
+            False,
+            "the same configuration, a larger config.num_epochs, or a new folder",
+        ),
+        ("cosine", False, "the same configuration, or a new folder"),
+        ("exponential", True, "the same configuration, or a new folder"),
+    ],
+)
+def test_more_epochs_are_offered_only_where_they_are_allowed(tmp_path, schedule, is_study, allowed):
+    config = default.get_config()
+    config.optimizer.schedule = schedule
+    Workdir(str(tmp_path), config.to_dict()).close()
+    config.seed += 1
+    may_differ = (lambda name, before, now: is_free(name)) if is_study else may_extend
+    with pytest.raises(UserError) as error:
+        check_workdir(str(tmp_path), config.to_dict(), may_differ)
+    assert (
+        str(error.value) == f"--workdir={tmp_path} has config.seed=42 (now 43); allowed: {allowed}"
+    )
 
 
 def test_a_folder_is_in_use_until_it_is_closed(tmp_path):
