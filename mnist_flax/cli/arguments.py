@@ -3,11 +3,13 @@
 import os
 import pathlib
 import re
+import traceback
 from collections.abc import Sequence
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict
 
+from mnist_flax.cli import program
 from mnist_flax.errors import UserError
 from mnist_flax.run import configs, fields
 
@@ -29,19 +31,21 @@ def parse(
     Raises:
       UserError: one line that says what is wrong and what is allowed.
     """
+    logging.set_verbosity(logging.ERROR)  # ml_collections would warn of what is an error below
     try:
         arguments[:] = _recipe_first(flags.FLAGS.read_flags_from_files(argv), default_recipe)
         _check_overrides(arguments)
         positional = flags.FLAGS(arguments)[1:]
+        if not isinstance(config.value, ConfigDict):
+            kind = type(config.value).__name__
+            raise UserError(f"{arguments[1]}: get_config() returns {kind}; allowed: a ConfigDict")
         fields.check(config.value)
     except UserError:
         raise
     except Exception as error:  # from absl, ml_collections or the recipe itself
-        raise UserError(_explain(error)) from None
+        raise UserError(_explain(error, "".join(arguments[1:2]))) from None
     if positional:
-        own = flags.FLAGS.get_key_flags_for_module(argv[0])
-        allowed = ", ".join(f"--{flag.name}" for flag in own)
-        raise UserError(f"{positional[0]!r} is not a flag; allowed: {allowed}")
+        raise UserError(f"{positional[0]!r} is not a flag; allowed: {program.own_flags(argv[0])}")
 
 
 def _recipe_first(argv: Sequence[str], default_recipe: str) -> list[str]:
@@ -74,11 +78,11 @@ def _check_overrides(arguments: Sequence[str]) -> None:
             raise fields.unknown(match[1])
 
 
-def _explain(error: Exception) -> str:
-    """Returns one line for an error that parsing flags or loading a recipe raised."""
+def _explain(error: Exception, given: str) -> str:
+    """Returns one line for an error from the flags, or from the recipe in `--config=FILE`."""
     text = str(error).removeprefix("ERROR:: ").strip()
-    if "Traceback" in text:  # from a recipe; the last line names the error
-        text = text.splitlines()[-1]
+    if "Traceback" in text:  # from the recipe; the last line names the error
+        return f"{_line_of(error, given)}: {text.splitlines()[-1]}"
     text = " ".join(text.split())
     if unknown := re.match(r"(Unknown command line flag '(.+?)')(\. Did you mean: (\w+))?", text):
         theirs = f"did you mean --{unknown[4]}? " if unknown[4] else ""
@@ -87,4 +91,14 @@ def _explain(error: Exception) -> str:
     match = re.search(r"--config\.([\w.]+)=", text)
     if match and match[1] in fields.FIELDS:
         return f"{text}; allowed: {fields.FIELDS[match[1]].allowed}"
-    return text if isinstance(error, flags.Error) else f"{type(error).__name__}: {text}"
+    if isinstance(error, flags.Error):
+        return text
+    return f"{_line_of(error, given)}: {type(error).__name__}: {text}"
+
+
+def _line_of(error: Exception, given: str) -> str:
+    """Returns `given`, --config=FILE, with the last line of that file in the traceback."""
+    path = given.removeprefix("--config=").partition(":")[0]
+    trace = "".join(traceback.format_exception(error))
+    lines = re.findall(rf'{re.escape(path)}", line (\d+)', trace)
+    return f"{given}, line {lines[-1]}" if lines else given

@@ -81,10 +81,18 @@ def _forget_flags() -> None:
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         arguments = flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        unknown = f"Unknown command line flag {error.flagname!r}"
+        raise UserError(f"{unknown}; allowed: {own_flags(argv[0])}") from None
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from None
     environment.check()
     return arguments
+
+
+def own_flags(path: str) -> str:
+    """Returns the flags of the command in the file `path`, separated by commas."""
+    return ", ".join(f"--{flag.name}" for flag in flags.FLAGS.get_key_flags_for_module(path))
 
 
 class _Ending:
@@ -149,6 +157,6 @@ def _quit() -> None:
 def again(workdir: str) -> str:
     """Returns this process's command line, with the workdir added if none was given."""
     words = process.command_line()
-    if workdir and not any(re.match(r"--?workdir(=|$)", word) for word in words):
+    if workdir and not any(re.match(r"--?workdir(=.|$)", word) for word in words):
         words.append(f"--workdir={workdir}")
     return shlex.join(words)

@@ -40,7 +40,9 @@ def main(arguments: Sequence[str]) -> None:
     try:
         write_whole(path, content)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; choose --output") from None
+        raise UserError(
+            f"{path} cannot be written: {error.strerror}; choose another --output"
+        ) from None
     config = classifier.config
     if config.evaluation.num_views > 1:
         views = config.evaluation.num_views

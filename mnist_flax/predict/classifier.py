@@ -149,9 +149,10 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
+        older = "; for an older run, repeat its command with --workdir first"
         raise UserError(
-            f"{path.parent} is not the folder of a run: it has no {path.name}; for an older run, "
-            "repeat its command with --workdir first"
+            f"{path.parent} is not the folder of a run: it has no {path.name}"
+            + (older if path.name == DATASET else "")
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
@@ -166,7 +167,7 @@ def _find(folder: pathlib.Path, checkpoint: str, has_validation: bool) -> pathli
     complete = [path.parent.name for path in checkpoints.glob(f"*/{DIGESTS}")]
     epochs = sorted(int(name) for name in complete if name.isdecimal() and int(name) > 0)
     if not epochs:
-        raise UserError(f"{checkpoints} holds no finished epoch")
+        raise UserError(f"{checkpoints} holds no finished epoch; resume the run first")
     which = checkpoint or ("best" if has_validation else "latest")
     if which == "latest":
         return checkpoints / str(epochs[-1])

@@ -55,10 +55,26 @@ def test_a_file_of_flags(say, tmp_path):
         (("--flagfile",), "--flagfile with no argument"),
         (("--config",), "--config=: no such file"),
         (("--config=configs",), "--config=configs: no such file; allowed: a recipe"),
-        (("--config=README.md",), "SyntaxError"),
+        (("--config=README.md",), "--config=README.md, line "),
         (("--config.model=3",), "config.model is not a field"),
         (("--config.optimizer.learning_rate",), "Missing value for flag"),
     ],
 )
 def test_what_is_wrong_is_said(say, arguments, expected):
     assert say(*arguments).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("config = lyer", ", line 4: NameError: name 'lyer' is not defined"),
+        ("config.num_epochs = int('ten')", ", line 4: ValueError: invalid literal for int()"),
+        ("config.model.nrom.x = 'layer'", ", line 4: AttributeError: "),
+        ("config = None", ": get_config() returns NoneType; allowed: a ConfigDict"),
+    ],
+)
+def test_an_error_in_a_recipe_names_its_line(say, tmp_path, code, expected):
+    recipe = tmp_path / "mine.py"
+    begin = "from configs import default\ndef get_config():\n    config = default.get_config()\n"
+    recipe.write_text(f"{begin}    {code}\n    return config\n")
+    assert say(f"--config={recipe}").startswith(f"--config={recipe}{expected}")

@@ -4,6 +4,7 @@ import signal
 
 import pytest
 
+from mnist_flax.cli import program
 from tests.runs import python
 
 SCRIPT = """
@@ -47,3 +48,17 @@ def test_a_command_ends_beside_threads_that_compute(end, status, said):
     assert done.returncode == status, done.stderr
     assert done.stdout == "line\n" * 20_000 + "the last of it, at the exit\n"
     assert done.stderr.endswith(said) if status == 1 else done.stderr == said
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], ["--workdir=runs/1"]),
+        (["--workdir="], ["--workdir=", "--workdir=runs/1"]),  # the last one counts
+        (["--workdir=runs/1"], ["--workdir=runs/1"]),
+        (["--workdir", "runs/1"], ["--workdir", "runs/1"]),
+    ],
+)
+def test_the_command_that_resumes_names_the_workdir(monkeypatch, given, expected):
+    monkeypatch.setattr(program.process, "command_line", lambda: ["python", "main.py", *given])
+    assert program.again("runs/1").split() == ["python", "main.py", *expected]

@@ -104,7 +104,7 @@ def test_without_pictures_it_is_the_test_set(run, finished):
         (["--workdir="], "--workdir is missing; allowed: the folder of a run"),
         (["--workdir=none"], "none is not the folder of a run: it has no config.json"),
         (["--checkpoint=77"], "--checkpoint=77 does not exist; allowed: latest, best, "),
-        (["--config.seed=1"], "Unknown command line flag 'config.seed'"),
+        (["--config.seed=1"], "Unknown command line flag 'config.seed'; allowed: --workdir, "),
         (["--raw"], "--raw is only for pictures; name some"),
         (["0.png", "--manual_dir=mnist"], "--manual_dir is only for the test set"),
         (["--manual_dir=mnist"], "--manual_dir is not for a run on a SAMPLE of 5,000 MNIST digits"),
