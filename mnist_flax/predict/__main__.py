@@ -72,18 +72,21 @@ def _classify(classifier: "Classifier", paths: Sequence[str]) -> None:
     from mnist_flax.predict import pictures
 
     read: dict[str, np.ndarray] = {}
-    for path in dict.fromkeys(paths):
+    names = list(dict.fromkeys(paths))
+    for path in names:
         try:
             read[path] = pictures.read(path, _RAW.value)
         except UserError as error:
+            if len(names) == 1:
+                raise
             print(f"error: {error}", file=sys.stderr)
     if read:
         images = np.stack(list(read.values()))
         probabilities = classifier(images)
         _print(list(read), probabilities, classifier.class_names)
         _draw(classifier, images, None, probabilities, f"predictions of {_WORKDIR.value}")
-    if failed := len(set(paths)) - len(read):
-        raise UserError(f"{failed:,} of {len(set(paths)):,} pictures cannot be classified")
+    if failed := len(names) - len(read):
+        raise UserError(f"{failed:,} of {len(names):,} pictures cannot be classified")
 
 
 def _print(names: Sequence[str], probabilities: "np.ndarray", classes: Sequence[str]) -> None:
