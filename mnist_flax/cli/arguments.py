@@ -88,9 +88,10 @@ def _explain(error: Exception, given: str) -> str:
         theirs = f"did you mean --{unknown[4]}? " if unknown[4] else ""
         guess = fields.suggest(unknown[2]) or theirs
         return f"{unknown[1]}; {guess}allowed: the flags in docs/flags.md"
-    match = re.search(r"--config\.([\w.]+)=", text)
+    match = re.match(r"flag --config\.([\w.]+)=(.*?): ", text)
     if match and match[1] in fields.FIELDS:
-        return f"{text}; allowed: {fields.FIELDS[match[1]].allowed}"
+        allowed = fields.FIELDS[match[1]].allowed
+        return f"config.{match[1]}={match[2]} is not allowed; allowed: {allowed}"
     if isinstance(error, flags.Error):
         return text
     return f"{_line_of(error, given)}: {type(error).__name__}: {text}"

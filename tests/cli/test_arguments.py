@@ -56,6 +56,8 @@ def test_a_file_of_flags(say, tmp_path):
         (("--config",), "--config=: no such file"),
         (("--config=configs",), "--config=configs: no such file; allowed: a recipe"),
         (("--config=README.md",), "--config=README.md, line "),
+        (("--config.num_epochs=ten",), "config.num_epochs=ten is not allowed; allowed: an integer"),
+        (("--config.augment.enabled=maybe",), "config.augment.enabled=maybe is not allowed; allo"),
         (("--config.model=3",), "config.model is not a field"),
         (("--config.optimizer.learning_rate",), "Missing value for flag"),
     ],
