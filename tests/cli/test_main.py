@@ -180,7 +180,7 @@ def test_mnist_from_a_folder(run_main, mnist_dir, tmp_path):
     [
         (["--config.model.nrom=layer"], "config.model.nrom is not a field"),
         (["--config.model.norm=instance"], "config.model.norm='instance' is not allowed"),
-        (["--config.optimizer.learning_rate=abc"], "--config.optimizer.learning_rate=abc"),
+        (["--config.optimizer.learning_rate=abc"], "config.optimizer.learning_rate=abc is not"),
         (["--config.optimizer.learning_rate=-1"], "config.optimizer.learning_rate=-1.0"),
         (["--config.augment.scale=(1.2,0.8)"], "config.augment.scale=(1.2, 0.8)"),
         (["--config.batch_size=70000"], "config.batch_size=70000"),
