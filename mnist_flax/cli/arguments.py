@@ -36,6 +36,8 @@ def parse(
         arguments[:] = _recipe_first(flags.FLAGS.read_flags_from_files(argv), default_recipe)
         _check_overrides(arguments)
         positional = flags.FLAGS(arguments)[1:]
+        if unread := getattr(config.value, "_error", None):  # ml_collections keeps it for later
+            raise unread
         if not isinstance(config.value, ConfigDict):
             kind = type(config.value).__name__
             raise UserError(f"{arguments[1]}: get_config() returns {kind}; allowed: a ConfigDict")

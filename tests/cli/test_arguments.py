@@ -70,6 +70,7 @@ def test_what_is_wrong_is_said(say, arguments, expected):
     ("code", "expected"),
     [
         ("config = lyer", ", line 4: NameError: name 'lyer' is not defined"),
+        ("open('nothing')", ", line 4: FileNotFoundError: [Errno 2] No such file or directory"),
         ("config.num_epochs = int('ten')", ", line 4: ValueError: invalid literal for int()"),
         ("config.model.nrom.x = 'layer'", ", line 4: AttributeError: "),
         ("config = None", ": get_config() returns NoneType; allowed: a ConfigDict"),
