@@ -72,7 +72,7 @@ def check_same(
         ]
         named = ", ".join(fields[:_NAMED])
         named += f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
-        longer = {**now, "num_epochs": math.inf}
+        longer = before | {"num_epochs": math.inf}
         is_extensible = "num_epochs" in now and may_differ("num_epochs", before, longer)
         more = ", a larger config.num_epochs" if is_extensible else ""
         allowed = allowed or f"the same configuration{more}, or a new folder"
