@@ -154,8 +154,8 @@ def _to_bind(address: str) -> tuple[str, str]:
 
     Where the others reach it through a proxy, JAX's variable gives another address.
     """
-    bound = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS")
-    return (bound, "JAX_COORDINATOR_BIND_ADDRESS") if bound else (address, "--coordinator_address")
+    name = "JAX_COORDINATOR_BIND_ADDRESS"  # counts for JAX even if it is empty
+    return (os.environ[name], name) if name in os.environ else (address, "--coordinator_address")
 
 
 def _split(address: str, given_as: str = "--coordinator_address") -> tuple[str, int]:

@@ -202,10 +202,11 @@ def test_a_port_that_is_taken_is_an_error(fork_main, tmp_path, given_as):
     assert line.endswith("; allowed: a free port")
 
 
-def test_an_address_to_listen_on_without_a_port_is_an_error(fork_main):
+@pytest.mark.parametrize("address", ["0.0.0.0", "[]:1234", ""])
+def test_an_address_to_listen_on_must_be_complete(fork_main, address):
     cluster = ("--coordinator_address=127.0.0.1:1234", "--num_processes=2", "--process_id=0")
-    done = fork_main(*TINY, *cluster, JAX_COORDINATOR_BIND_ADDRESS="0.0.0.0")
-    expected = "JAX_COORDINATOR_BIND_ADDRESS=0.0.0.0 is not allowed; allowed: HOST:PORT"
+    done = fork_main(*TINY, *cluster, JAX_COORDINATOR_BIND_ADDRESS=address)
+    expected = f"JAX_COORDINATOR_BIND_ADDRESS={address} is not allowed; allowed: HOST:PORT"
     assert (done.returncode, done.stderr) == (2, f"error: {expected}\n")
 
 
