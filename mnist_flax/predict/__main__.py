@@ -116,7 +116,7 @@ def _test(classifier: "Classifier") -> None:
 
     about, config = classifier.about, classifier.config.dataset
     if _MANUAL_DIR.value and about.source == "sample":
-        raise UserError(f"--manual_dir is not for a run on a {about.title}; leave it out")
+        raise UserError("--manual_dir is not for a run on the bundled sample; leave it out")
     config.manual_dir = _MANUAL_DIR.value or _if_folder(config.manual_dir)
     config.data_dir = _if_folder(config.data_dir)
     config.source = "sample" if about.source == "sample" else "tfds"

@@ -127,7 +127,8 @@ def _config(folder: pathlib.Path) -> ConfigDict:
     values = configs.default_values() | configs.flatten(_json(folder / "config.json"))
     for name in values:
         if name not in fields.FIELDS and not name.startswith("study."):
-            raise UserError(f"{folder} is a run of another version, which has config.{name}")
+            version = f"another version, which has config.{name}"
+            raise UserError(f"{folder} is a run of {version}; use that version")
     tuples = {name: _as_tuples(value) for name, value in values.items()}
     return ConfigDict(traverse_util.unflatten_dict(tuples, sep="."))
 

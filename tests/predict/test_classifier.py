@@ -62,7 +62,7 @@ def test_a_run_with_a_field_of_another_version(finished, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["model"]["dropout"] = 0.5
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"another version, which has config\.model\.dropout$"):
+    with pytest.raises(UserError, match=r"which has config\.model\.dropout; use that version$"):
         predict.load(str(folder))
 
 

@@ -107,7 +107,7 @@ def test_without_pictures_it_is_the_test_set(run, finished):
         (["--config.seed=1"], "Unknown command line flag 'config.seed'; allowed: --workdir, "),
         (["--raw"], "--raw is only for pictures; name some"),
         (["0.png", "--manual_dir=mnist"], "--manual_dir is only for the test set"),
-        (["--manual_dir=mnist"], "--manual_dir is not for a run on a SAMPLE of 5,000 MNIST digits"),
+        (["--manual_dir=mnist"], "--manual_dir is not for a run on the bundled sample; leave it"),
         (["none.png"], "none.png: No such file or directory"),
         (["0.png", "--figure=none/out.png"], "--figure=none/out.png: No such file or directory"),
         (["0.png", "--figure=~nobody-here/0.png"], "~nobody-here/0.png: no such user"),
