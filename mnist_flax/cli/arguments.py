@@ -45,7 +45,7 @@ def parse(
     except UserError:
         raise
     except Exception as error:  # from absl, ml_collections or the recipe itself
-        raise UserError(_explain(error, "".join(arguments[1:2]))) from None
+        raise UserError(_explain(error, arguments[1] if arguments else "--flagfile")) from None
     if positional:
         raise UserError(f"{positional[0]!r} is not a flag; allowed: {program.own_flags(argv[0])}")
 
@@ -81,7 +81,7 @@ def _check_overrides(arguments: Sequence[str]) -> None:
 
 
 def _explain(error: Exception, given: str) -> str:
-    """Returns one line for an error from the flags, or from the recipe in `--config=FILE`."""
+    """Returns one line for an error from the flags or from `given`, the recipe's --config=FILE."""
     text = str(error).removeprefix("ERROR:: ").strip()
     if "Traceback" in text:  # from the recipe; the last line names the error
         return f"{_line_of(error, given)}: {text.splitlines()[-1]}"

@@ -84,6 +84,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except flags.UnrecognizedFlagError as error:
         unknown = f"Unknown command line flag {error.flagname!r}"
         raise UserError(f"{unknown}; allowed: {own_flags(argv[0])}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"--flagfile: {error}") from None
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from None
     environment.check()

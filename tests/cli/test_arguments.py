@@ -8,10 +8,10 @@ BAD = "--config.batch_size=0"  # ends the command early, with an error that show
 
 @pytest.fixture
 def say(fork_main):
-    """Runs main.py with bad arguments; returns the text of its error."""
+    """Runs a command with bad arguments; returns the text of its error."""
 
-    def say(*arguments: str) -> str:
-        done = fork_main(*arguments)
+    def say(*arguments: str, command: str = "main.py") -> str:
+        done = fork_main(*arguments, command=command)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         return done.stderr.removeprefix("error: ").rstrip("\n")
 
@@ -46,6 +46,13 @@ def test_a_file_of_flags(say, tmp_path):
     assert say(f"--flagfile={inner}", "--config.batch_size=-1").startswith("config.batch_size=-1 ")
     assert say("--config.batch_size=-1", f"--flagfile={inner}").startswith("config.batch_size=0 ")
     assert say(f"--flagfile={inner}", "--config=none.py").startswith("--config=none.py: no such")
+
+
+@pytest.mark.parametrize("command", ["main.py", "mnist_flax.study", "mnist_flax.predict"])
+def test_a_file_of_flags_that_is_not_text(say, tmp_path, command):
+    path = tmp_path / "picture.png"
+    path.write_bytes(b"\x89PNG")
+    assert say(f"--flagfile={path}", command=command).startswith("--flagfile: ")
 
 
 @pytest.mark.parametrize(
