@@ -2,7 +2,6 @@ import io
 import json
 import pathlib
 import shutil
-import tempfile
 from concurrent.futures import Future
 
 import numpy as np
@@ -239,19 +238,31 @@ def test_a_failure_is_said_once_and_stops_the_tracking(start, monkeypatch):
     assert sum("W&B stopped" in line for line in start.said) == 1
 
 
-def test_a_model_that_cannot_be_copied_is_said_and_left_out(start, monkeypatch, tmp_path):
+def test_a_model_that_cannot_be_copied_is_said_and_left_out(tmp_path):
     """Training continues, and so does the tracking; no part of the copy stays."""
     temporary, run = tmp_path / "temporary", tmp_path / "run"
-    temporary.mkdir()
-    run.mkdir()
+    for folder in (temporary, run):
+        folder.mkdir()
     (run / "config.json").write_text("{}")  # the rest of the run is missing
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    tracker = start()
-    tracker.log_model(run, 1, is_best=True)
-    assert list(temporary.iterdir()) == []
-    log_a_run(tracker)
-    (line,) = (line for line in start.said if "model" in line)
+    script = f"""
+import pathlib
+import tempfile
+from mnist_flax.report.tracking import Tracker
+from configs import default
+config = default.get_config()
+config.wandb.mode = "offline"
+tracker = Tracker(config, {str(run)!r}, "anid", "n", {{}}, [], print)
+tempfile.tempdir, before = {str(temporary)!r}, tempfile.gettempdir()
+tracker.log_model(pathlib.Path({str(run)!r}), 1, is_best=True)
+tempfile.tempdir = before
+assert tracker.finish({{"final_test_accuracy": 0.875}})
+"""
+    done = python("-c", script, timeout=60)
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if "model" in line)
     assert line.startswith("copying the model of epoch 1 for W&B failed: FileNotFoundError: ")
+    assert list(temporary.iterdir()) == []
+    assert OfflineRun(run).summary["final_test_accuracy"] == 0.875
 
 
 # Environment variables, or files in the home folder, that W&B rejects: value and reason by name.

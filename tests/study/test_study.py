@@ -306,7 +306,7 @@ class TestInThisProcess:
         config.num_epochs = 2
         config.study.variants = {"other": {"optimizer": {"b1": 0.8}}}
         with monkeypatch.context() as patch:
-            patch.setattr(laboratory, "_plan", lambda *args: iter([("other", [42])]))
+            patch.setattr(laboratory.Study, "_plan", lambda study: iter([("other", [42])]))
             with self.interrupted_in(2, trained, monkeypatch):
                 run()
         assert len(unfinished(path)) == 1
