@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
 from mnist_flax.errors import UserError
-from mnist_flax.run.checkpoint import explain
+from mnist_flax.runtime.files import explain
 from mnist_flax.sources import SIDE
 
 _BOX = 20

@@ -20,7 +20,7 @@ import numpy as np
 from mnist_flax.errors import UserError
 from mnist_flax.run.history import History
 from mnist_flax.runtime import hosts
-from mnist_flax.runtime.files import is_not_offered, write_whole
+from mnist_flax.runtime.files import explain, is_not_offered, write_whole
 
 DIGESTS = "files.sha256"
 # Saving needs this much room on the disk: a multiple of the arrays' size, plus some bytes.
@@ -255,11 +255,3 @@ def _put_aside(folder: pathlib.Path) -> None:
             folder.rename(aside)
         except OSError as error:
             raise UserError(f"{folder} cannot be put aside: {error.strerror}") from None
-
-
-def explain(error: Exception) -> str:
-    """Returns the system's message if there is one, otherwise the first line of Orbax's."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    lines = str(error).splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -8,10 +8,11 @@ from typing import Any
 import jax
 
 from mnist_flax.errors import UserError
-from mnist_flax.run.checkpoint import Checkpoints, explain
+from mnist_flax.run.checkpoint import Checkpoints
 from mnist_flax.run.history import History
 from mnist_flax.runtime import hosts
 from mnist_flax.runtime.background import Background
+from mnist_flax.runtime.files import explain
 
 _ABORT_SECONDS = 10  # how long to wait for a checkpoint when a run is aborted
 

@@ -1,4 +1,4 @@
-"""Atomic file writes, on file systems of all kinds."""
+"""Atomic file writes, on file systems of all kinds, and errors of files in one line."""
 
 import errno
 import os
@@ -61,3 +61,11 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
     except BaseException:  # a signal too
         partial.unlink(missing_ok=True)
         raise
+
+
+def explain(error: Exception) -> str:
+    """Returns one line for an error of a file: the system's message, or a library's first line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).splitlines()
+    return lines[0][:200] if lines else type(error).__name__

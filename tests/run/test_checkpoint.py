@@ -9,8 +9,9 @@ import pytest
 
 from mnist_flax import optimizer, step
 from mnist_flax.errors import UserError
-from mnist_flax.run.checkpoint import Checkpoints, explain
+from mnist_flax.run.checkpoint import Checkpoints
 from mnist_flax.run.history import History
+from mnist_flax.runtime.files import explain
 from tests.runs import python, tiny
 
 STEPS = 3  # per epoch
