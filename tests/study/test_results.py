@@ -38,11 +38,21 @@ RESULTS = ROOT / "docs" / "results"
 NUM_TEST, NUM_FINAL = 10_000, 5
 
 
+def replicas_of(name):
+    """The replicas in a folder of results, in the order of their seeds."""
+    return [json.loads(file.read_text()) for file in sorted(RESULTS.glob(f"{name}/*.json"))]
+
+
+def half_width(values):
+    """Half the width of the 95 % interval of the mean, by Student's t."""
+    return stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+
+
 def accuracies(name):
     """The test accuracies of the last epochs, percent, [seeds, epochs]."""
     found = []
-    for file in sorted((RESULTS / "study" / name).glob("*.json")):
-        records = json.loads(file.read_text())["records"]
+    for replica in replicas_of(f"study/{name}"):
+        records = replica["records"]
         assert [record["epoch"] for record in records] == [*range(1, 21)]
         found.append([100 * record["test/accuracy"] for record in records[-NUM_FINAL:]])
     return np.array(found)
@@ -76,10 +86,9 @@ def differing(config, recipe):
 
 
 def line(name, values, comparison):
-    mean, n = np.mean(values), len(values)
-    half = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)
+    mean, half = np.mean(values), half_width(values)
     points = 100 / NUM_TEST
-    cells = [name, str(n), f"{100 - mean * points:.3f} ± {half * points:.3f}"]
+    cells = [name, str(len(values)), f"{100 - mean * points:.3f} ± {half * points:.3f}"]
     cells += [f"{mean:.1f} ± {half:.1f}"]
     if comparison is None:
         return f"| {' | '.join(cells)} |  |  |"
@@ -134,7 +143,7 @@ def test_the_correlations_follow_from_the_data():
 def test_the_accuracy_of_the_default_recipe_is_that_of_the_base():
     by_epoch = accuracies("base")
     *before, last = by_epoch.T
-    half = stats.t.ppf(0.975, len(last) - 1) * stats.sem(last)
+    half = half_width(last)
     result = f"{last.mean():.2f} % ± {half:.2f}"
     readme, page = (ROOT / "README.md").read_text(), (RESULTS / "README.md").read_text()
     assert f"| {result} | {len(last)} |" in readme
@@ -143,20 +152,14 @@ def test_the_accuracy_of_the_default_recipe_is_that_of_the_base():
     means = [of_epoch.mean() for of_epoch in before]
     assert f"means are {min(means):.2f} to {max(means):.2f} %" in page
     over_all = by_epoch.mean(axis=1)
-    half = stats.t.ppf(0.975, len(over_all) - 1) * stats.sem(over_all)
-    assert f"{over_all.mean():.3f} % ± {half:.3f}" in page
-
-
-def replicas_of(name):
-    """The replicas in a folder of results, in the order of their seeds."""
-    return [json.loads(file.read_text()) for file in sorted(RESULTS.glob(f"{name}/*.json"))]
+    assert f"{over_all.mean():.3f} % ± {half_width(over_all):.3f}" in page
 
 
 @pytest.mark.parametrize("recipe", [quick, record, speedrun], ids=["quick", "record", "speedrun"])
 def test_the_accuracy_of_a_recipe_follows_from_the_data(recipe):
     replicas = replicas_of(f"{recipe.__name__.removeprefix('configs.')}/base")
     last = np.array([100 * replica["records"][-1]["test/accuracy"] for replica in replicas])
-    half = stats.t.ppf(0.975, len(last) - 1) * stats.sem(last)
+    half = half_width(last)
     decimals = 3 if half < 0.1 else 2
     result = f"{last.mean():.{decimals}f} % ± {half:.{decimals}f}"
     page = " ".join((RESULTS / "README.md").read_text().split())
