@@ -5,15 +5,15 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Bad input: one line that names what was wrong and what is allowed.
+    """Bad input, in one line: what is wrong, and what to do about it.
 
     The command line prints it without a traceback and exits with status 2.
     """
 
 
 def refused(name: str, value: Any, allowed: str) -> UserError:
-    """Returns the error for a `value` of `name` that is not allowed."""
-    return UserError(f"{name}={value!r} is not allowed; allowed: {allowed}")
+    """Returns the error for a `value` of `name`, which must be what `allowed` says."""
+    return UserError(f"{name} must be {allowed}, got {value!r}")
 
 
 def check_choice(name: str, value: str, allowed: Iterable[str]) -> None:

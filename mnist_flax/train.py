@@ -20,7 +20,6 @@ def run(config: ConfigDict, workdir: str = "") -> None:
     Raises:
       UserError: the configuration, the data or the folder cannot be used, or the loss diverges.
       Interrupted: a signal stopped the run.
-      LostProcess: another process of the run failed or disappeared.
     """
     with Session(config, workdir) as session:
         with session.together():
@@ -36,4 +35,4 @@ def run(config: ConfigDict, workdir: str = "") -> None:
             record = trainer.record(epoch, metrics, results, seconds)
             session.end_epoch(state, record, metrics, results["test"])
         results = results or trainer.evaluate(state)  # if no epoch was left to train
-        session.finish(state, results["test"], trainer.compiler.seconds)
+        session.finish(state, results["test"], trainer.compile_seconds)

@@ -4,6 +4,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import jax
@@ -13,7 +14,8 @@ from ml_collections import ConfigDict
 
 from mnist_flax import data, optimizer, step
 from mnist_flax.evaluate import Evaluation, evaluate
-from mnist_flax.runtime import compilation, devices
+from mnist_flax.runtime import devices
+from mnist_flax.runtime.background import lower_priority
 from mnist_flax.step import StepMetrics, TrainState
 
 _WAITS_PER_EPOCH = 8  # how often the host waits for the device, to show progress
@@ -30,7 +32,7 @@ class Trainer:
     Attributes:
       batches: (start, size) of each batch of an epoch; the last may be smaller.
       schedule: the learning rate as a function of the step.
-      compiler: compiles the programs, and counts the seconds spent waiting for them.
+      compile_seconds: how long the run has waited for its programs so far.
 
     Raises:
       UserError: the batch size does not fit the images or the devices.
@@ -44,7 +46,7 @@ class Trainer:
         starts = range(0, num_images, size)
         self.batches = [(start, min(size, num_images - start)) for start in starts]
         self.schedule = optimizer.create_schedule(config.optimizer, len(starts), config.num_epochs)
-        self.compiler = compilation.Compiler()
+        self.compile_seconds = 0.0
         self._config, self._dataset = config, dataset
         self._placed = placed or self.place(dataset)
         normalize = functools.partial(data.normalize, mean=dataset.mean, std=dataset.std)
@@ -72,15 +74,14 @@ class Trainer:
             return self._lower(self._predict, [create.out_info], images, batch_size=len(images))
 
         sizes = sorted({size for _, size in self.batches}, reverse=True)
-        self._steps = {size: self.compiler.submit(lower_step, size) for size in sizes}
-        self._predictor = self.compiler.submit(lower_predict)
-        self.compiler.finish()
+        jobs = {size: functools.partial(lower_step, size) for size in sizes}
+        self._programs = self._start_compiling({**jobs, "predict": lower_predict})
         self._creator, self._shuffler = create.compile(), shuffle.compile()
-        programs = [*self._steps.values(), self._predictor]
+        programs = list(self._programs.values())
         for program in programs[: 1 if jax.default_backend() == "cpu" else None]:
-            program.wait()
-        self.compiler.seconds = time.perf_counter() - started
-        return f"{devices.describe()}, compiled in {self.compiler.seconds:.1f} s"
+            program.result()
+        self.compile_seconds = time.perf_counter() - started
+        return f"{devices.describe()}, compiled in {self.compile_seconds:.1f} s"
 
     @staticmethod
     def place(dataset: data.Dataset) -> devices.Placed:
@@ -107,12 +108,12 @@ class Trainer:
           The state, the metrics of each step, float32 `[steps]`, and the epoch's seconds, not
           counting the wait for programs to be compiled.
         """
-        started = time.perf_counter() - self.compiler.seconds
+        started = time.perf_counter() - self.compile_seconds
         order = self._shuffler(state, epoch)
         wait_every = max(2, math.ceil(len(self.batches) / _WAITS_PER_EPOCH))
         history: list[StepMetrics] = []
         for index, (start, size) in enumerate(self.batches, 1):
-            state, metrics = self._steps[size](state, order, start, *self._placed.train)
+            state, metrics = self._call(size, state, order, start, *self._placed.train)
             history.append(metrics)
             if jax.default_backend() == "cpu":
                 # A step can take seconds: queue at most one, so that signals are noticed quickly.
@@ -121,12 +122,12 @@ class Trainer:
             means = [float(np.mean(x)) for x in jax.device_get(metrics)] if waits else []
             on_step(start + size, StepMetrics(*means) if waits else None)
         each_step = StepMetrics(*map(np.stack, zip(*jax.device_get(history), strict=True)))
-        return state, each_step, time.perf_counter() - self.compiler.seconds - started
+        return state, each_step, time.perf_counter() - self.compile_seconds - started
 
     def predict(self, state: TrainState, split: str) -> np.ndarray:
         """Returns the logits of the split 'test' or 'validation', float32 `[n, classes]`."""
         batches = self._placed.eval_batches[split]
-        logits = jax.device_get([self._predictor(state, batch) for batch in batches])
+        logits = jax.device_get([self._call("predict", state, batch) for batch in batches])
         # The last batch may be padded with blank images.
         return np.concatenate(logits, axis=-2)[..., : len(self._dataset.eval_splits[split]), :]
 
@@ -148,10 +149,37 @@ class Trainer:
         record: dict[str, float] = {"epoch": epoch, "step": epoch * num_steps}
         for name, values in metrics._asdict().items():
             record[f"train/{name}"] = float(np.average(values, weights=sizes))
-        for name, result in results.items():
-            record |= {f"{name}/loss": result.loss, f"{name}/accuracy": result.accuracy}
+        for split, result in results.items():
+            numbers = {k: v for k, v in result._asdict().items() if isinstance(v, float)}
+            record |= {f"{split}/{name}": value for name, value in numbers.items()}
         record["learning_rate"] = float(self.schedule((epoch - 1) * num_steps))
         return record | {"seconds": seconds, "images_per_second": sum(sizes) / seconds}
+
+    @staticmethod
+    def _start_compiling(jobs: Mapping[Any, Callable[[], jax.stages.Lowered]]) -> dict[Any, Future]:
+        """Compiles programs one after another on a thread.
+
+        On a CPU, only the first has the usual priority: the others compile during training, which
+        needs the same cores.
+        """
+        compiler = ThreadPoolExecutor(1)
+        programs = {}
+        for name, lower in jobs.items():
+            programs[name] = compiler.submit(lambda lower=lower: lower().compile())
+            if jax.default_backend() == "cpu":
+                compiler.submit(lower_priority)
+        compiler.shutdown(wait=False)  # the thread ends after the last one
+        return programs
+
+    def _call(self, name: Any, *args: Any) -> Any:
+        """Runs a program, once it is compiled."""
+        program = self._programs[name]
+        if not program.done():
+            jax.block_until_ready(args)  # time spent computing these does not count as compiling
+            started = time.perf_counter()
+            wait([program])
+            self.compile_seconds += time.perf_counter() - started
+        return program.result()(*args)
 
     # The functions to compile. Their first arguments belong to one run, and the others can be
     # shared: `study.replicas` maps these functions over several runs.

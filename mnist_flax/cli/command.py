@@ -1,19 +1,15 @@
 """Commands that take a recipe: `--config FILE`, overrides of its fields, and flags of their own."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable
 
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from mnist_flax.cli import environment, program
+from mnist_flax.cli import program
+from mnist_flax.errors import UserError
 
-_arguments: list[str] = []  # where ml_collections looks for overrides
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    help_string="The recipe: a Python file, such as configs/default.py, which is what a run trains "
-    "by default. --config.FIELD=VALUE changes a field; docs/flags.md lists them.",
-    lock_config=True,
-    sys_argv=_arguments,
-)
+flags.disclaim_key_flags()  # --config belongs to the command that calls `start`
 
 
 def start(main: Callable[[ConfigDict], None], default_recipe: str = "default.py") -> None:
@@ -24,11 +20,29 @@ def start(main: Callable[[ConfigDict], None], default_recipe: str = "default.py"
       default_recipe: the file in `configs/` to use if `--config` is not given.
     """
 
-    def parse(argv: Sequence[str]) -> list[str]:
-        environment.check()
-        from mnist_flax.cli import arguments  # imports JAX
+    def parse(argv: list[str]) -> list[str]:
+        from mnist_flax.run import configs, fields  # imports JAX
 
-        arguments.parse(argv, default_recipe, _CONFIG, _arguments)
-        return list(argv[:1])
+        configs.make_importable()
+        for argument in argv:
+            match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+            if match and match[1] not in fields.FIELDS:
+                raise fields.unknown(match[1])
+        holder = config_flags.DEFINE_config_file(
+            "config",
+            str(configs.RECIPES / default_recipe),
+            "The recipe: a Python file, such as configs/quick.py. --config.FIELD=VALUE after it "
+            "changes a field; docs/flags.md lists them.",
+        )
+        positional = flags.FLAGS(argv)[1:]
+        if positional:
+            raise UserError(f"{positional[0]!r} is not a flag; see --help")
+        if not isinstance(holder.value, ConfigDict):
+            path = flags.FLAGS["config"].config_filename
+            raise UserError(
+                f"--config={path}: no such recipe, or its get_config() does not return a ConfigDict"
+            )
+        fields.check(holder.value)
+        return [holder]
 
-    program.run(lambda _: main(_CONFIG.value), parse)
+    program.run(lambda arguments: main(arguments[0].value), parse)

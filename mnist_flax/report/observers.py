@@ -106,7 +106,7 @@ class Pictures(Observer):
         return figures.augmentation_sheet(*create(), self.dataset.title)
 
     def _curves(self, figures: Any, history: History) -> Any:
-        steps = (history.steps_per_epoch, history.losses, history.accuracies)
+        steps = (history.steps_per_epoch, history.steps["loss"], history.steps["accuracy"])
         return figures.curves(*steps, history.records, self.dataset.title)
 
     def _predictions(self, figures: Any, epoch: int, test: Evaluation) -> Any:
@@ -217,7 +217,9 @@ class WandB(Observer):
         record = history.records[epoch - 1]
         steps = slice((epoch - 1) * history.steps_per_epoch, epoch * history.steps_per_epoch)
         first = steps.start + 1
-        self.tracker.log_steps(first, history.losses[steps], history.accuracies[steps])
+        self.tracker.log_steps(
+            first, history.steps["loss"][steps], history.steps["accuracy"][steps]
+        )
         # Each step already logs train/loss and train/accuracy, so the epoch's means are renamed.
         renamed = {k.replace("train/", "train/epoch_"): v for k, v in record.items() if k != "step"}
         self.tracker.log(record["step"], renamed)

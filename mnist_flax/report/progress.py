@@ -80,10 +80,13 @@ class Progress(Display):
         self._epoch = epoch
         self.update(0)
 
-    def update(self, images: int, loss: float | None = None, accuracy: float | None = None) -> None:
+    def update(self, images: int, metrics: dict[str, float] | None = None) -> None:
         """Shows how many images of the epoch are done, and a step's loss and accuracy (0..1)."""
         share = f"epoch {self._epoch}/{self._num_epochs} {images / self._num_images:4.0%}"
-        self.show(share, (self._epoch - 1) * self._num_images + images, loss, accuracy)
+        m = metrics or {}
+        self.show(
+            share, (self._epoch - 1) * self._num_images + images, m.get("loss"), m.get("accuracy")
+        )
 
     def finish_epoch(self, record: dict[str, float]) -> None:
         """Prints a line on an epoch, given its record in metrics.jsonl."""

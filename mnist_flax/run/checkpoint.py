@@ -1,257 +1,218 @@
 """Checkpoints of a run: everything that it needs to resume as if it had never stopped.
 
-Orbax writes them, one folder per epoch. It reads some damaged files without an error, so each
-folder also holds the SHA-256 of its files, which is written last and checked first.
+A checkpoint is one file in Flax's msgpack form, `checkpoints/<epoch>.msgpack`, with its SHA-256. It
+is written whole, so a process that is killed leaves the one before. `predict` needs nothing else.
 """
 
-import dataclasses
 import hashlib
+import json
 import os
 import pathlib
-import shutil
-import tempfile
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from flax import serialization
 
 from mnist_flax.errors import UserError
-from mnist_flax.run.history import History
+from mnist_flax.history import History
 from mnist_flax.runtime import hosts
-from mnist_flax.runtime.files import explain, is_not_offered, write_whole
+from mnist_flax.runtime.files import explain, write_whole
 
-DIGESTS = "files.sha256"
-# Saving needs this much room on the disk: a multiple of the arrays' size, plus some bytes.
-_ROOM_FACTOR, _ROOM_BYTES = 2, 2**21
-_DAMAGED = ".damaged"  # appended to the name of a folder that could not be read
+_FORMAT = 1  # what this version reads and writes
 
 
-@jax.jit
-def snapshot(state: Any) -> tuple[Any, jax.Array]:
-    """Returns a copy of a state for saving, and whether its parameters and statistics are finite.
+class Checkpoint(NamedTuple):
+    """The content of a checkpoint."""
 
-    A step reuses the memory of the state that it is given, so the original would not last.
-    """
-    variables = jax.tree.leaves((state.params, state.batch_stats))
-    is_finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in variables]).all()
-    return jax.tree.map(jnp.copy, state), is_finite
+    state: dict[str, Any]  # NumPy arrays, in Flax's form of a state; PRNG keys as their data
+    history: History  # the epochs that led to it
+    config: dict[str, Any]  # the whole configuration, as JSON holds it
+    about: dict[str, Any]  # the data, as dataset.json describes them
+
+
+class DamagedError(UserError):
+    """A checkpoint's content does not fit its SHA-256."""
 
 
 class Checkpoints:
-    """Saves and restores the checkpoints in a folder.
+    """Saves and restores the checkpoints in a folder. All other files in it are ignored.
 
     Args:
-      folder: created by the first save; must be the same for all processes of a run.
+      folder: created by the first save; only process 0 uses it.
       keep: how many of the newest to keep.
       keep_best: whether to keep the best as well.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int, keep_best: bool = True):
-        self._folder = folder.absolute()
-        self._keep = keep
-        self._keep_best = keep_best
-        self._manager: Any = None
+        self._folder, self._keep, self._keep_best = folder, keep, keep_best
+
+    def epochs(self) -> list[int]:
+        """Returns the epochs that have a checkpoint, in ascending order.
+
+        Raises:
+          UserError: the folder cannot be read, or holds only checkpoints of an older version.
+        """
+        try:
+            names = os.listdir(self._folder) if self._folder.exists() else []
+        except OSError as error:
+            raise UserError(f"{self._folder}: {explain(error)}") from None
+        found = sorted(int(name[:-8]) for name in names if re.fullmatch(r"\d+\.msgpack", name))
+        if not found and any(name.isdecimal() for name in names):
+            raise UserError(
+                f"{self._folder} holds checkpoints of an older version, which are folders; use "
+                "that version, or a new --workdir"
+            )
+        return found
+
+    def path(self, epoch: int) -> pathlib.Path:
+        """Returns the file of an epoch."""
+        return self._folder / f"{epoch}.msgpack"
 
     def restore(
         self, like: Any, must_exist: bool, warn: Callable[[str], None]
     ) -> tuple[Any, History] | None:
-        """Reads the newest complete checkpoint; None if no save was ever completed.
-
-        Damaged checkpoints are reported, and put aside under another name.
+        """Reads the newest checkpoint that is not damaged, in process 0, for all processes.
 
         Args:
           like: a state with the same shapes, types and shardings.
           must_exist: whether there must be one, because an epoch was finished.
-          warn: prints a line.
+          warn: called with a line for each damaged checkpoint that is passed over.
+
+        Returns:
+          The state and the history; None if there is no checkpoint.
 
         Raises:
-          UserError: there should be a checkpoint, but none can be read.
+          UserError: there should be a checkpoint, but all are missing or damaged, or one cannot be
+            read.
         """
-        damaged: dict[pathlib.Path, str] = {}
-        folders = [path for path in self._folder.glob("*") if path.name.isdecimal()]
-        for path in sorted(folders, key=lambda path: int(path.name), reverse=True):
-            try:
-                state, history = read(path, like)
-            except Exception as error:  # Orbax raises many kinds of error for damaged files
-                damaged[path] = explain(error)
-                continue
-            for other, reason in damaged.items():
-                warn(f"warning: the checkpoint {other} is damaged: {reason}")
-                _put_aside(other)
-            return state, history
-        if must_exist or any((path / DIGESTS).exists() for path in damaged):
-            reasons = "; ".join(f"{path.name}: {reason}" for path, reason in damaged.items())
-            raise UserError(
-                f"no checkpoint in {self._folder} can be read ({reasons or 'there is none'}); "
-                "restore one from a backup, or choose a new --workdir"
-            )
-        for path in damaged:  # the process ended while writing the first one
-            _put_aside(path)
-        return None
+        content = b""
+        with hosts.together():
+            if hosts.is_main():
+                content = self._newest(must_exist, warn)
+        if not (content := hosts.broadcast(content)):
+            return None
+        checkpoint = _parse(content, self._folder)
+        return to_state(like, checkpoint.state), checkpoint.history
 
-    def save(self, state: Any, history: History) -> None:
-        """Writes a checkpoint, and returns when it is complete.
-
-        Args:
-          state: a snapshot.
-          history: the epochs that led to it.
+    def save(
+        self, state: Any, history: History, config: dict[str, Any], about: dict[str, Any]
+    ) -> None:
+        """Writes a checkpoint, and removes those that need not be kept.
 
         Raises:
-          Exception: whatever the system or Orbax raises, if it cannot be written.
+          UserError: it cannot be written; older ones stay.
         """
-        import orbax.checkpoint as ocp
-
-        if self._manager is None:
+        checkpoint = Checkpoint(_to_numpy(state), history, config, about)
+        path = self.path(history.epoch)
+        try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._manager = _create_manager(self._folder, self._keep, self._keep_best)
-        arrays = _arrays(state, history)
-        details = {
-            "run_id": history.run_id,
-            "data": history.data,
-            "records": list(history.records),
-        }
-        # In every process, so that none waits for one that finds no room.
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
-        _check_room(self._folder, _ROOM_FACTOR * size + _ROOM_BYTES)
-        self._manager.save(
-            history.epoch,
-            args=ocp.args.Composite(
-                arrays=ocp.args.StandardSave(arrays),
-                details=ocp.args.JsonSave(details),
-            ),
-            metrics={"accuracy": history.last_accuracy, "epoch": history.epoch},
-            force=True,
-        )
-        self._manager.wait_until_finished()
-        if hosts.is_main():
-            _write_digests(self._folder / str(history.epoch))
+            write_whole(path, _serialize(checkpoint))
+            kept = {*self.epochs()[-self._keep :], history.epoch}
+            if self._keep_best and history.best:
+                kept.add(history.best["epoch"])
+            for epoch in {*self.epochs()} - kept:
+                self.path(epoch).unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"epoch {history.epoch} cannot be saved as {path}: {explain(error)}; what was saved "
+                "before is still there"
+            ) from None
+
+    def _newest(self, must_exist: bool, warn: Callable[[str], None]) -> bytes:
+        """Returns the content of the newest checkpoint; empty if there is none."""
+        damaged = []
+        for epoch in reversed(self.epochs()):
+            path = self.path(epoch)
+            try:
+                content = path.read_bytes()
+                _parse(content, path)
+            except OSError as error:
+                raise UserError(f"{path}: {explain(error)}") from None
+            except DamagedError as error:
+                damaged.append(str(error))
+                continue
+            for reason in damaged:
+                warn(f"warning: {reason}; using that of epoch {epoch}")
+            return content
+        if must_exist or damaged:
+            raise UserError(
+                f"no checkpoint in {self._folder} can be used "
+                f"({'; '.join(damaged) or 'there is none'}); restore one from a backup, or choose "
+                "a new --workdir"
+            )
+        return b""
 
 
-def _create_manager(folder: pathlib.Path, keep: int, keep_best: bool) -> Any:
-    import orbax.checkpoint as ocp
-    from orbax.checkpoint import checkpoint_managers
-
-    def rank(metrics: dict[str, float]) -> tuple[float, float]:
-        return metrics["accuracy"], -metrics["epoch"]  # of equals, the first
-
-    best = checkpoint_managers.BestN(n=1, get_metric_fn=rank)
-    policies = [checkpoint_managers.LatestN(keep), *([best] if keep_best else [])]
-    # With named processes, Orbax makes them wait for each other without using the devices, which
-    # may be training at that time.
-    multiprocessing = ocp.options.MultiprocessingOptions(
-        active_processes=set(range(jax.process_count())), barrier_sync_key_prefix="run"
-    )
-    return ocp.CheckpointManager(
-        folder,
-        options=ocp.CheckpointManagerOptions(
-            create=False,
-            cleanup_tmp_directories=True,
-            best_fn=rank,  # without it, Orbax forgets the metrics of earlier processes
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-            multiprocessing_options=multiprocessing,
-        ),
-    )
-
-
-def _arrays(state: Any, history: History) -> dict[str, Any]:
-    arrays = {"state": state}
-    if history.losses.size:  # Orbax cannot save empty arrays
-        arrays |= {"losses": history.losses, "accuracies": history.accuracies}
-    return arrays
-
-
-def read(path: pathlib.Path, like: Any) -> tuple[Any, History]:
-    """Reads a checkpoint from a folder that is named after its epoch.
-
-    Args:
-      path: the folder.
-      like: a state with the same shapes, types and shardings.
+def read(path: pathlib.Path) -> Checkpoint:
+    """Reads a checkpoint.
 
     Raises:
-      Exception: whatever the system or Orbax raises, if it is damaged or holds another state.
+      DamagedError: its content does not fit its SHA-256.
+      UserError: it has the form of another version.
+      OSError: the file cannot be read.
     """
-    import orbax.checkpoint as ocp
-
-    _check_digests(path)
-    history = read_history(path)
-    if history.epoch != int(path.name):
-        raise ValueError(f"it is from epoch {history.epoch}")
-    num_steps = history.records[-1].get("step", 0) if history.records else 0  # a study keeps none
-    steps = np.zeros(num_steps, np.float32)
-    arrays_like = {"state": like} | ({"losses": steps, "accuracies": steps} if num_steps else {})
-    arrays = _restore(path, "arrays", ocp.args.StandardRestore(arrays_like))
-    metrics = {name: np.asarray(arrays.get(name, steps)) for name in ("losses", "accuracies")}
-    return arrays["state"], dataclasses.replace(history, **metrics)
+    return _parse(path.read_bytes(), path)
 
 
-def read_history(path: pathlib.Path) -> History:
-    """Reads the history in a checkpoint, without the metrics of its steps."""
-    import orbax.checkpoint as ocp
+def to_state(like: Any, state: dict[str, Any]) -> Any:
+    """Puts the `state` of a checkpoint on devices.
 
-    details = _restore(path, "details", ocp.args.JsonRestore())
-    return History(details["run_id"], details["data"], tuple(details["records"]))
-
-
-def _restore(path: pathlib.Path, item: str, how: Any) -> Any:
-    import orbax.checkpoint as ocp
-
-    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-    # Orbax accepts only absolute paths.
-    return checkpointer.restore(path.absolute(), args=ocp.args.Composite(**{item: how}))[item]
-
-
-def _write_digests(folder: pathlib.Path) -> None:
-    """Writes the files' SHA-256 in the format of `sha256sum`; this completes the checkpoint."""
-    lines = [f"{_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
-    write_whole(folder / DIGESTS, "".join(lines))
-
-
-def _check_digests(folder: pathlib.Path) -> None:
-    """Raises ValueError or OSError unless all files are as they were when written."""
-    if not (folder / DIGESTS).is_file():
-        raise ValueError(f"{DIGESTS} is missing")
-    lines = (folder / DIGESTS).read_text().splitlines()
-    digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    for name, digest in digests.items():
-        if not (folder / name).is_file():
-            raise ValueError(f"{name} is missing")
-        if _digest(folder / name) != digest:
-            raise ValueError(f"{name} has changed since it was written")
-    if {*digests, DIGESTS} != {path.relative_to(folder).as_posix() for path in _files(folder)}:
-        raise ValueError(f"{DIGESTS} does not list all files")
-
-
-def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _digest(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_room(folder: pathlib.Path, size: int) -> None:
-    """Raises OSError unless the disk and its quotas have room for `size` bytes.
-
-    If Orbax fails half-way, it fills the screen with the tracebacks of its threads.
+    Args:
+      like: a state with the same shapes, types and shardings.
+      state: `Checkpoint.state`.
     """
-    if not hasattr(os, "posix_fallocate"):  # macOS, Windows
-        return
-    with tempfile.TemporaryFile(dir=folder) as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            if not is_not_offered(error):
-                raise
+
+    def put(like: Any, array: Any) -> jax.Array:
+        array = np.asarray(array)
+        placed = jax.make_array_from_callback(array.shape, like.sharding, array.__getitem__)
+        return jax.random.wrap_key_data(placed) if _is_key(like) else placed
+
+    return jax.tree.map(put, like, serialization.from_state_dict(like, state))
 
 
-def _put_aside(folder: pathlib.Path) -> None:
-    if hosts.is_main():
-        aside = folder.with_name(folder.name + _DAMAGED)
-        shutil.rmtree(aside, ignore_errors=True)
-        try:
-            folder.rename(aside)
-        except OSError as error:
-            raise UserError(f"{folder} cannot be put aside: {error.strerror}") from None
+def _to_numpy(state: Any) -> dict[str, Any]:
+    plain = jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
+    return serialization.to_state_dict(jax.device_get(plain))
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _serialize(checkpoint: Checkpoint) -> bytes:
+    history = checkpoint.history
+    details = {
+        "run_id": history.run_id,
+        "data": history.data,
+        "records": history.records,
+        "config": checkpoint.config,
+        "about": checkpoint.about,
+    }
+    # As JSON, because msgpack has no tuples.
+    text = json.dumps(details, default=lambda number: number.item())
+    arrays = {"state": checkpoint.state, "steps": dict(history.steps)}
+    content = serialization.msgpack_serialize({**arrays, "details": text})
+    digest = hashlib.sha256(content).hexdigest()
+    whole = {"format": _FORMAT, "sha256": digest, "content": content}
+    return serialization.msgpack_serialize(whole)
+
+
+def _parse(content: bytes, path: pathlib.Path) -> Checkpoint:
+    try:
+        whole = serialization.msgpack_restore(content)
+        is_whole = hashlib.sha256(whole["content"]).hexdigest() == whole["sha256"]
+    except Exception:  # msgpack raises many types of errors
+        is_whole = False
+    if not is_whole:
+        raise DamagedError(f"the checkpoint {path} is damaged")
+    if whole["format"] != _FORMAT:
+        raise UserError(f"the checkpoint {path} has the form of another version; use that version")
+    arrays = serialization.msgpack_restore(whole["content"])
+    details = json.loads(arrays["details"])
+    history = History(
+        details["run_id"], details["data"], tuple(details["records"]), arrays["steps"]
+    )
+    return Checkpoint(arrays["state"], history, details["config"], details["about"])

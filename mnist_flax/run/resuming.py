@@ -39,7 +39,7 @@ def check_same(
     before: dict[str, Any],
     config: dict[str, Any],
     may_differ: MayDiffer,
-    allowed: str = "",
+    way_out: str = "",
 ) -> None:
     """Checks that two configurations are the same, except for fields that may differ.
 
@@ -50,53 +50,53 @@ def check_same(
       before: the existing configuration.
       config: the configuration to compare with it.
       may_differ: which fields may differ.
-      allowed: what to do about it, for the error; empty: the same configuration, more epochs if
+      way_out: what to do about it, for the error; empty: the same configuration, more epochs if
         `may_differ` allows them, or a new folder.
 
     Raises:
       UserError: names `where`, and the fields that differ.
     """
-    now = flatten(_as_json(config))
-    defaults = _as_json(default_values())
+    now, defaults = flatten(json.loads(to_json(config))), json.loads(to_json(default_values()))
     before = {name: defaults[name] for name in now if name in defaults} | flatten(before)
     differing = [
-        name
+        f"config.{name}={before.get(name)!r} (now {now.get(name)!r})"
         for name in sorted({*before, *now})
         if before.get(name) != now.get(name) and not may_differ(name, before, now)
     ]
-    if differing:
-        fields = [
-            f"config.{name}={before.get(name)!r} (now {now.get(name)!r})"
-            for name in differing
-            if name.isprintable()
-        ]
-        named = ", ".join(fields[:_NAMED])
-        named += f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
-        longer = before | {"num_epochs": math.inf}
-        is_extensible = "num_epochs" in now and may_differ("num_epochs", before, longer)
-        more = ", a larger config.num_epochs" if is_extensible else ""
-        allowed = allowed or f"the same configuration{more}, or a new folder"
-        raise UserError(f"{where} has {named}; allowed: {allowed}")
+    if not differing:
+        return
+    named = ", ".join(differing[:_NAMED])
+    if len(differing) > _NAMED:
+        named += f" and {len(differing) - _NAMED} more"
+    longer = now | {"num_epochs": math.inf}
+    more = "num_epochs" in now and may_differ("num_epochs", now, longer)
+    epochs = ", a larger config.num_epochs" if more else ""
+    raise UserError(
+        f"{where} has {named}; {way_out or f'use the same configuration{epochs}, or a new folder'}"
+    )
 
 
-def check_data(where: str, before: str, now: str, allowed: str = "a new folder") -> None:
+def check_data(where: str, before: str, now: str, way_out: str = "a new folder") -> None:
     """Checks that the run in `where` was trained on the same data.
 
     Args:
       where: what holds the run, for the error.
       before: the identity of its data, or only their title, as older versions wrote it.
       now: the identity of the present data.
-      allowed: what to do instead of using the same data, for the error.
+      way_out: what to use if not the same data, for the error.
 
     Raises:
       UserError: the data differ.
     """
     if not now.startswith(before):
         raise UserError(
-            f"{where} holds a run on {before}, but the data are now {now}; allowed: the same data, "
-            f"or {allowed}"
+            f"{where} holds a run on {before}, but the data are now {now}; use the same data, or "
+            f"{way_out}"
         )
 
 
-def _as_json(config: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(config))
+def to_json(values: dict[str, Any]) -> str:
+    """Returns a configuration as JSON; NumPy's numbers become Python's, paths become text."""
+    return json.dumps(
+        values, indent=2, default=lambda v: v.item() if hasattr(v, "item") else str(v)
+    )

@@ -11,11 +11,10 @@ from ml_collections import ConfigDict
 
 from mnist_flax.data import Dataset
 from mnist_flax.evaluate import Evaluation
-from mnist_flax.run.history import History
+from mnist_flax.history import History
 from mnist_flax.runtime import process
 
-_PACKAGES = ["jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "wandb"]
-_PACKAGES.append("tensorflow-datasets")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")  # what a result depends on
 
 
 def summarize(
@@ -56,9 +55,7 @@ def summarize(
 
 def class_accuracies(confusion: np.ndarray) -> list[float | None]:
     """Returns the share of correct predictions by true class, 0..1; None for an empty class."""
-    return [
-        float(row[label] / row.sum()) if row.sum() else None for label, row in enumerate(confusion)
-    ]
+    return [float(row[i] / row.sum()) if row.sum() else None for i, row in enumerate(confusion)]
 
 
 class About(NamedTuple):

@@ -1,5 +1,6 @@
 """The folder of a run: config.json, metrics.jsonl, summary.json, figures/ and checkpoints/."""
 
+import contextlib
 import datetime
 import json
 import os
@@ -10,10 +11,10 @@ from typing import Any
 
 from mnist_flax.errors import UserError
 from mnist_flax.evaluate import Evaluation
+from mnist_flax.history import History
 from mnist_flax.report.observers import Observer
-from mnist_flax.run.history import History
-from mnist_flax.run.resuming import MayDiffer, check_same, may_extend
-from mnist_flax.runtime.files import expand, is_not_offered, is_url, sync, write_whole
+from mnist_flax.run.resuming import MayDiffer, check_same, may_extend, to_json
+from mnist_flax.runtime.files import expand, explain, is_not_offered, is_url, write_whole
 
 try:
     import fcntl
@@ -27,34 +28,69 @@ REPLICAS = "replicas"  # in the folder of a study
 class Workdir:
     """Writes the files of a run or a study; readers only ever see whole files.
 
+    A new folder is created by `open`; one that holds a run is opened at once.
+
+    Args:
+      path: the folder; if empty, a new dated one under `runs/`.
+      config: the whole configuration.
+      may_differ: which fields may differ from those of the run in the folder.
+
     Attributes:
       path: the folder.
       figures: the folder inside it for pictures.
+
+    Raises:
+      UserError: the folder holds another run, is in use, or cannot be written or created.
     """
 
     def __init__(
-        self, path: str, config: dict[str, Any], may_differ: MayDiffer = may_extend
-    ) -> None:
-        """Creates the folder, a dated one if `path` is empty, or opens it to resume the run in it.
+        self,
+        path: str | os.PathLike,
+        config: dict[str, Any],
+        may_differ: MayDiffer = may_extend,
+    ):
+        if is_url(path):
+            raise UserError(f"--workdir={path} is a URL; use a folder where the bucket is mounted")
+        self._is_dated = not os.fspath(path)
+        self.path = expand(path or "runs")
+        self._config, self._may_differ = config, may_differ
+        self._lock: Any = None
+        self._warning = ""
+        self._is_open = False
+        parents = (self.path, *self.path.absolute().parents)
+        existing = next(parent for parent in parents if os.path.exists(parent))
+        if not existing.is_dir():
+            raise UserError(f"--workdir={self.path}: {existing} is not a folder")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise UserError(f"--workdir={self.path}: {existing} cannot be written")
+        if not self._is_dated and os.path.exists(self.path / "config.json"):
+            self.open()
 
-        No other process can use the folder until it is closed or this process ends.
+    @property
+    def figures(self) -> pathlib.Path:
+        """The folder inside it for pictures."""
+        return self.path / "figures"
 
-        Raises:
-          UserError: the folder holds another run, is in use, or cannot be written.
+    def open(self) -> None:
+        """Creates the folder, or checks that its run can resume; does nothing if it is open.
+
+        No other process can use it until it is closed or this process ends.
         """
-        check_workdir(path, config, may_differ)
+        if self._is_open:
+            return
         try:
-            self.path = _make(path) if path else _make_dated()
+            if self._is_dated:
+                self.path = _make_dated()
+            self.figures.mkdir(parents=True, exist_ok=True)
             self._lock, self._warning = _lock(self.path)
-            # Again: another run may have been here first.
-            check_workdir(str(self.path), config, may_differ)
-            self.figures = self.path / "figures"
-            self.figures.mkdir(exist_ok=True)
-            self._config = json.dumps(config, indent=2) + "\n"
-            if _read_config(self.path) is None:
-                self.write("config.json", self._config)
+            before = _read_config(self.path)
         except OSError as error:
-            raise _unusable(path, error) from None
+            raise self._unusable(error) from None
+        if before is None:
+            self.write("config.json", to_json(self._config) + "\n")
+        else:
+            check_same(f"--workdir={self.path}", before, self._config, self._may_differ)
+        self._is_open = True
 
     def announce(self, line: Callable[[str], None]) -> None:
         """Prints where the folder is, and a warning if it cannot be locked."""
@@ -78,28 +114,15 @@ class Workdir:
 
     def read_summary(self) -> dict[str, Any] | None:
         """Returns summary.json of a finished run; None if it is missing or cannot be read."""
-        try:
+        with contextlib.suppress(OSError, ValueError):
             return json.loads((self.path / "summary.json").read_text())
-        except (OSError, ValueError):
-            return None
+        return None
 
     def write_metrics(self, records: Sequence[dict[str, Any]]) -> None:
         """Replaces the lines of metrics.jsonl."""
-        text = "".join(map(_line, records))
+        text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
         if text or self.has_metrics:
             self.write("metrics.jsonl", text)
-
-    def append_metrics(self, record: dict[str, Any]) -> None:
-        """Appends a line to metrics.jsonl on the disk; if that fails, removes any part of it."""
-        line = _line(record)
-        with open(self.path / "metrics.jsonl", "ab", buffering=0) as file:
-            before = file.tell()
-            try:
-                file.write(line.encode())
-                sync(file)
-            except OSError:
-                file.truncate(before)
-                raise
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes finite numbers, strings, and lists and dictionaries of them."""
@@ -107,7 +130,7 @@ class Workdir:
 
     def reopen(self) -> None:
         """Prepares to train more epochs: updates config.json and removes the final results."""
-        self.write("config.json", self._config)
+        self.write("config.json", to_json(self._config) + "\n")
         for name in ("summary.json", "report.html"):
             (self.path / name).unlink(missing_ok=True)
 
@@ -120,7 +143,10 @@ class Workdir:
         try:
             write_whole(self.path / name, text)
         except OSError as error:
-            raise _unusable(str(self.path), error) from None
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: OSError) -> UserError:
+        return UserError(f"--workdir={self.path}: {explain(error)}")
 
 
 class Files(Observer):
@@ -131,43 +157,15 @@ class Files(Observer):
 
     def start(self, history: History) -> None:
         self._folder.reopen()
-        if history.epoch:
-            self._folder.write_metrics(history.records)
+        self._folder.write_metrics(history.records)
 
     def epoch(self, history: History, test: Evaluation) -> None:
-        self._folder.append_metrics(history.records[-1])
+        self._folder.write_metrics(history.records)
 
     def finish(
         self, history: History, test: Evaluation, summary: dict[str, Any], variables: Any
     ) -> None:
         self._folder.write_json("summary.json", summary)
-
-
-def check_workdir(path: str, config: dict[str, Any], may_differ: MayDiffer = may_extend) -> None:
-    """Checks, before anything is written, that a run of `config` can start or resume in `path`.
-
-    Args:
-      path: see `Workdir`.
-      config: the whole configuration.
-      may_differ: which fields may differ from those of the run in `path`.
-
-    Raises:
-      UserError: it holds a run with another configuration, or cannot be written or created.
-    """
-    if is_url(path):
-        raise UserError(
-            f"--workdir={path} is a URL; allowed: a folder, such as one where the bucket is mounted"
-        )
-    folder = expand(path or "runs")
-    parents = (folder, *folder.absolute().parents)
-    existing = next(parent for parent in parents if os.path.exists(parent))
-    if not existing.is_dir():
-        raise UserError(f"--workdir={folder}: {existing} is not a folder; allowed: a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--workdir={folder}: {existing} cannot be written")
-    before = _read_config(folder) if path else None
-    if before is not None:
-        check_same(f"--workdir={folder}", before, config, may_differ)
 
 
 def _read_config(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -178,18 +176,10 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:  # from the system, JSON or UTF-8
-        raise UserError(f"{path} cannot be read: {error}; allowed: a new folder") from None
+        raise UserError(f"{path} cannot be read: {error}; choose a new folder") from None
     if not isinstance(config, dict):
-        raise UserError(f"{path} is not a run's configuration; allowed: a new folder")
+        raise UserError(f"{path} is not a run's configuration; choose a new folder")
     return config
-
-
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, allow_nan=False) + "\n"
-
-
-def _unusable(path: str, error: OSError) -> UserError:
-    return UserError(f"--workdir={path or 'runs'}: {error.strerror}")
 
 
 def _lock(folder: pathlib.Path) -> tuple[Any, str]:
@@ -224,12 +214,6 @@ def _lock(folder: pathlib.Path) -> tuple[Any, str]:
     file.write(f"process {os.getpid()} on {platform.node()}")
     file.flush()
     return file, warning
-
-
-def _make(path: str) -> pathlib.Path:
-    folder = expand(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _make_dated() -> pathlib.Path:

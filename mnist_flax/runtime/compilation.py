@@ -1,22 +1,16 @@
-"""How XLA compiles: its options, its cache, and programs compiled in the background."""
+"""How XLA compiles: for which devices, with which options, and where it keeps programs."""
 
-import atexit
 import contextlib
 import functools
 import hashlib
 import os
 import pathlib
 import platform
-import time
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any
 
 import jax
 
 from mnist_flax.errors import UserError
-from mnist_flax.runtime import memory, process
-from mnist_flax.runtime.background import Background, lower_priority
+from mnist_flax.runtime import process
 
 # XLA may hand operations on a CPU to YNNPACK. Its matrix products and reductions are fast (a step
 # of the default recipe took a tenth longer without the former), but its convolutions took 2 to 12
@@ -36,20 +30,8 @@ def set_up() -> None:
     recently used programs in all of them are removed. A cache that is set already is left alone.
 
     Raises:
-      UserError: JAX cannot do what an environment variable asks for.
-    """
-    find_devices()
-    if jax.config.jax_disable_jit:
-        raise UserError("JAX_DISABLE_JIT is set, but everything here is compiled; unset it")
-    if jax.config.jax_compilation_cache_dir is None:
-        _use_cache(pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser())
-
-
-def find_devices() -> None:
-    """Makes JAX find its devices.
-
-    Raises:
-      UserError: JAX cannot use the devices that the environment asks for.
+      UserError: JAX cannot do what an environment variable asks for, or sees other processes that
+        this one has not joined.
     """
     try:
         jax.devices()
@@ -60,6 +42,12 @@ def find_devices() -> None:
             f"JAX cannot use the devices that {asked} asks for: {reason}; install JAX for them, or "
             "unset it"
         ) from None
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise UserError(f"JAX sees {jax.process_count()} processes; start each with --distributed")
+    if jax.config.jax_disable_jit:
+        raise UserError("JAX_DISABLE_JIT is set, but everything here is compiled; unset it")
+    if jax.config.jax_compilation_cache_dir is None:
+        _use_cache(pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser())
 
 
 def _use_cache(caches: pathlib.Path) -> None:
@@ -102,76 +90,3 @@ def compiler_options() -> dict[str, str]:
     except jax.errors.JaxRuntimeError:  # XLA's flags come and go between versions
         return {}
     return _CPU_OPTIONS
-
-
-class Compiler:
-    """Compiles programs one after another in the background.
-
-    Attributes:
-      seconds: how long callers have waited for programs so far.
-    """
-
-    def __init__(self):
-        self.seconds = 0.0
-        self._background = Background("compiler")
-        # At exit, Python waits for the program being compiled, and drops those in the queue.
-        atexit.register(self._background.close, drop=True)
-
-    def finish(self) -> None:
-        """Ends the thread after the programs submitted so far; no others may follow."""
-        self._background.finish()
-
-    def submit(self, lower: Callable[..., jax.stages.Lowered], *args: Any) -> "Program":
-        """Queues `lower(*args).compile()`, which raises MemoryError if no device can hold it.
-
-        On a CPU, only the first program has the usual priority: the others are compiled during
-        training, which needs the same cores.
-        """
-        compiled = self._background.submit(_compile, lower, *args)
-        if jax.default_backend() == "cpu":
-            self._background.submit(lower_priority)
-        return Program(compiled, self)
-
-
-class Program:
-    """A program that is being compiled; a call waits until it is ready.
-
-    Args:
-      compiled: the future of the compiled program.
-      compiler: counts the seconds spent waiting.
-    """
-
-    def __init__(self, compiled: Future, compiler: Compiler):
-        self._compiled = compiled
-        self._compiler = compiler
-
-    def __call__(self, *args: Any) -> Any:
-        """Runs the program."""
-        if not self._compiled.done():
-            jax.block_until_ready(args)  # time spent computing these does not count as compiling
-        return self.wait()(*args)
-
-    def wait(self) -> jax.stages.Compiled:
-        """Returns the compiled program."""
-        started = time.perf_counter()
-        self._compiled.exception()
-        self._compiler.seconds += time.perf_counter() - started
-        return self._compiled.result()
-
-    def memory(self) -> int:
-        """Returns the bytes that the program needs in a device's memory, including data."""
-        return _memory(self.wait())
-
-
-def _compile(lower: Callable[..., jax.stages.Lowered], *args: Any) -> jax.stages.Compiled:
-    compiled = lower(*args).compile()
-    memory.check(_memory(compiled))
-    return compiled
-
-
-def _memory(compiled: jax.stages.Compiled) -> int:
-    needed = compiled.memory_analysis()
-    if needed is None:  # not every backend knows
-        return 0
-    both = needed.argument_size_in_bytes + needed.output_size_in_bytes
-    return both + needed.temp_size_in_bytes - needed.alias_size_in_bytes

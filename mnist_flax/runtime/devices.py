@@ -39,13 +39,9 @@ def check_batch_size(batch_size: int, num_images: int) -> None:
     count = jax.device_count()
     if batch_size > num_images:
         allowed = f"at most the {num_images:,} training images"
-    elif batch_size % count:
-        below = batch_size // count * count
-        nearest = [str(size) for size in (below, below + count) if 0 < size <= num_images]
-        allowed = f"a multiple of the {count} devices (nearest: {' and '.join(nearest) or 'none'})"
-    else:
-        return
-    raise refused("config.batch_size", batch_size, allowed)
+        raise refused("config.batch_size", batch_size, allowed)
+    if batch_size % count:
+        raise refused("config.batch_size", batch_size, f"a multiple of the {count} devices")
 
 
 def replicated() -> NamedSharding:

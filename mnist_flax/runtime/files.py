@@ -1,10 +1,10 @@
 """Atomic file writes, on file systems of all kinds, and errors of files in one line."""
 
+import contextlib
 import errno
 import os
 import pathlib
 import re
-from typing import IO
 
 from mnist_flax.errors import UserError
 
@@ -12,12 +12,12 @@ from mnist_flax.errors import UserError
 _NOT_OFFERED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK}
 
 
-def is_url(path: str) -> bool:
+def is_url(path: str | os.PathLike) -> bool:
     """Whether a path is a bucket's or any other URL, such as 'gs://bucket/run'."""
-    return re.match(r"[A-Za-z][\w+.-]+:/", path) is not None
+    return re.match(r"[A-Za-z][\w+.-]+:/", os.fspath(path)) is not None
 
 
-def expand(path: str) -> pathlib.Path:
+def expand(path: str | os.PathLike) -> pathlib.Path:
     """Returns a path with '~' replaced by the home folder.
 
     Raises:
@@ -34,15 +34,6 @@ def is_not_offered(error: OSError) -> bool:
     return error.errno in _NOT_OFFERED
 
 
-def sync(file: IO) -> None:
-    """Waits until a file is on the disk, if its file system can tell."""
-    try:
-        os.fsync(file.fileno())
-    except OSError as error:
-        if not is_not_offered(error):
-            raise
-
-
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
     """Writes a file to the disk; at any time, either the old or the new file is there, whole.
 
@@ -56,11 +47,27 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
         with open(partial, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
-            sync(file)
+            _sync(file.fileno())
         os.replace(partial, path)
     except BaseException:  # a signal too
         partial.unlink(missing_ok=True)
         raise
+    # The new name is on the disk once the folder is. Windows cannot open folders.
+    with contextlib.suppress(PermissionError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            _sync(folder)
+        finally:
+            os.close(folder)
+
+
+def _sync(number: int) -> None:
+    """Waits until an open file is on the disk, if its file system can tell."""
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if not is_not_offered(error):
+            raise
 
 
 def explain(error: Exception) -> str:

@@ -1,73 +1,66 @@
-"""The processes of a run, one per host: how they agree, and what happens when one is lost.
+"""The processes of a run, one per host: how they join, and how they agree.
 
 This is JAX's own multi-controller runtime: every process runs the same program, and all must start
-their common computations in the same order.
+their common computations in the same order. If a process is lost, JAX ends the others.
 """
 
+import concurrent.futures
 import contextlib
-import secrets
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mnist_flax.errors import UserError
-from mnist_flax.runtime import addresses, watchdog
-from mnist_flax.runtime.signals import LostProcess
+from mnist_flax.errors import UserError, refused
+from mnist_flax.runtime.files import explain
 
-_GRACE_SECONDS = 10  # for process 0 to complete a checkpoint when another process is lost
+_JOIN_SECONDS = 300  # for all processes to start
+_HEARTBEAT_SECONDS = 20  # of silence before JAX counts a process as lost
+_SHUTDOWN_SECONDS = 30  # for the others to end too
 _MESSAGE_BYTES = 2_000
 
-_joined = threading.Event()
 
-
-def watch(coordinator: str, end: Callable[[LostProcess], None]) -> None:
-    """Starts the watchdogs of all processes, once they have joined.
+def join(coordinator_address: str, num_processes: int | None, process_id: int | None) -> None:
+    """Joins the other processes of the run; call this before any use of a device.
 
     Args:
-      coordinator: the host of process 0; empty if it is not known.
-      end: ends this process; called in a thread once another process is lost.
+      coordinator_address: 'HOST:PORT' of process 0; empty where JAX finds the others by itself
+        (a TPU pod slice, Slurm, Open MPI), and then the other two are None.
+      num_processes: how many there are.
+      process_id: the rank of this one, from 0.
 
     Raises:
-      LostProcess: the processes cannot exchange data.
+      UserError: JAX cannot join them; the message gives JAX's reason.
     """
-    _joined.set()
-
-    def lost(reason: str) -> None:
-        if is_main():
-            time.sleep(_GRACE_SECONDS)
-        end(LostProcess(f"another process of the run failed or disappeared ({reason})"))
-
-    with exchanging():
-        if is_main():
-            listener = watchdog.listen(addresses.own(coordinator))
-            host, port = listener.getsockname()[:2]
-            token = secrets.token_hex(8)
-            watchdog.watch_others(listener, token.encode(), lost)
-            gather(f"{host} {port} {token}")
-        else:
-            host, port, token = gather("")[0].split()
-            watchdog.watch_first((host, int(port)), token.encode(), lost)
-
-
-@contextlib.contextmanager
-def exchanging() -> Iterator[None]:
-    """Raises `LostProcess` if processes that have joined cannot exchange data."""
+    if process_id is not None and not 0 <= process_id < (num_processes or 0):
+        raise refused(
+            "--process_id", process_id, f"from 0 to below --num_processes={num_processes}"
+        )
+    print(f"Joining the other processes, for up to {_JOIN_SECONDS} s", flush=True)
+    jax.config.update("jax_enable_preemption_service", False)  # `signals` handles SIGTERM
+    # On a thread, because JAX waits in C++, where Python cannot handle signals.
+    joined = concurrent.futures.ThreadPoolExecutor(1).submit(
+        jax.distributed.initialize,
+        coordinator_address or None,
+        num_processes,
+        process_id,
+        initialization_timeout=_JOIN_SECONDS,
+        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+    )
     try:
-        yield
-    except Exception as error:
-        if not _is_of_exchange(error):
-            raise
-        first = str(error).splitlines()[0]
-        raise LostProcess(f"the processes cannot exchange data, or one died ({first})") from None
+        joined.result()
+    except Exception as error:  # JAX raises many types of errors
+        raise UserError(
+            f"--distributed: JAX cannot join the other processes ({explain(error)}); give each "
+            "--coordinator_address=HOST:PORT, --num_processes and --process_id"
+        ) from None
 
 
 def leave() -> None:
-    """Tells JAX in the other processes that this one ends, as JAX does at Python's exit."""
-    if _joined.is_set():
+    """Waits for the other processes to end too; otherwise JAX counts this one as lost."""
+    if jax.distributed.is_initialized():
         jax.distributed.shutdown()
 
 
@@ -81,35 +74,19 @@ def gather(text: str) -> list[str]:
     if jax.process_count() == 1:
         return [text]
     message = np.zeros(_MESSAGE_BYTES, np.uint8)
-    encoded = text.encode()[:_MESSAGE_BYTES]
+    encoded = text.encode(errors="replace")[:_MESSAGE_BYTES]
     message[: len(encoded)] = np.frombuffer(encoded, np.uint8)
     rows = multihost_utils.process_allgather(message)
     return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows]
 
 
-def lost_process(error: BaseException | None) -> LostProcess | None:
-    """Returns the error to raise in place of one that another process caused; otherwise None."""
-    if not _is_of_exchange(error) or jax.process_count() == 1:
-        return None
-    first = str(error).splitlines()[0]
-    return LostProcess(f"another process of the run failed or disappeared ({first})")
-
-
-def _is_of_exchange(error: BaseException | None) -> bool:
-    """Whether an error may be JAX's or Gloo's, which JAX sometimes reports as `ValueError`."""
-    is_gloos = isinstance(error, ValueError) and "Gloo" in str(error)
-    return is_gloos or isinstance(error, jax.errors.JaxRuntimeError)
-
-
-@contextlib.contextmanager
-def watched() -> Iterator[None]:
-    """Raises `LostProcess` in place of an error that another process caused."""
-    try:
-        yield
-    except Exception as error:
-        if lost := lost_process(error):
-            raise lost from error
-        raise
+def broadcast(content: bytes) -> bytes:
+    """Returns the content that process 0 has."""
+    if jax.process_count() == 1:
+        return content
+    size = multihost_utils.broadcast_one_to_all(np.int32(len(content)))
+    mine = content if is_main() else bytes(int(size))
+    return bytes(multihost_utils.broadcast_one_to_all(np.frombuffer(mine, np.uint8)))
 
 
 @contextlib.contextmanager

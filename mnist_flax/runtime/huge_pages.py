@@ -4,7 +4,7 @@ import os
 import pathlib
 import sys
 
-from mnist_flax.runtime import interpreter
+from mnist_flax.runtime import process
 
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 _THP = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -12,7 +12,10 @@ _THP = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 def by_request() -> bool:
     """Whether Linux gives huge pages only to the processes that ask for them."""
-    return _THP.exists() and "[madvise]" in _THP.read_text()
+    try:
+        return "[madvise]" in _THP.read_text()
+    except OSError:
+        return False
 
 
 def use() -> None:
@@ -24,7 +27,7 @@ def use() -> None:
     notebook, whose variables would be lost.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if "glibc.malloc.hugetlb" in tunables or not by_request() or interpreter.goes_on():
+    if "glibc.malloc.hugetlb" in tunables or not by_request() or process.goes_on():
         return
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, _HUGE_PAGES]))
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed

@@ -6,10 +6,10 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-from mnist_flax.runtime import interpreter
+from mnist_flax.runtime import process
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_NOTICE = b"\nstopping once finished work is on the disk; Ctrl-C stops at once\n"
+_NOTICE = b"\nSaving, then stopping. Press Ctrl-C again to quit at once\n"
 
 
 class Interrupted(BaseException):
@@ -26,18 +26,7 @@ class Interrupted(BaseException):
     def __init__(self, number: int, progress: str = "", workdir: str = ""):
         super().__init__(f"stopped by {signal.Signals(number).name} {progress}".rstrip())
         self.number = number
-        self.status = 128 + number
         self.workdir = workdir
-
-
-class LostProcess(Exception):
-    """Another process of a run on several hosts failed or disappeared; the exit status is 1.
-
-    Attributes:
-      workdir: the workdir of this process; empty until it has one.
-    """
-
-    workdir = ""
 
 
 class _Received:
@@ -54,7 +43,7 @@ def handled() -> Iterator[None]:
     Ctrl-C ends the process at once if an earlier signal asked it to stop. SIGHUP, which comes when
     the terminal closes, is ignored, here and in the processes that this one starts. In a notebook,
     the previous handlers are restored afterwards; elsewhere these stay, so that a signal cannot
-    spoil Python's exit.
+    spoil the command's exit.
     """
     _Received.number = 0  # from an earlier run in this process
     before = {number: signal.signal(number, _receive) for number in _SIGNALS}
@@ -63,7 +52,7 @@ def handled() -> Iterator[None]:
     try:
         yield
     finally:
-        if interpreter.goes_on():
+        if process.goes_on():
             _Received.number = 0  # a later `train.run` asks too
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -87,7 +76,7 @@ def received() -> int:
 def _receive(number: int, frame: FrameType | None) -> None:
     del frame
     if _Received.number:
-        if number == signal.SIGINT and interpreter.goes_on():
+        if number == signal.SIGINT and process.goes_on():
             raise KeyboardInterrupt
         if number == signal.SIGINT:
             os._exit(128 + number)

@@ -19,7 +19,7 @@ from mnist_flax.evaluate import Evaluation
 from mnist_flax.run import fields
 from mnist_flax.run.checkpoint import snapshot
 from mnist_flax.run.configs import flatten
-from mnist_flax.run.history import History
+from mnist_flax.history import History
 from mnist_flax.run.resuming import check_data, check_same, is_free
 from mnist_flax.run.saver import Saver
 from mnist_flax.run.summary import versions

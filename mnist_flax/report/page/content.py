@@ -133,7 +133,7 @@ def matrix(run: Run) -> list[dict[str, Any]]:
 
 def charts(run: Run) -> list[dict[str, Any]]:
     """Returns the curves of loss and accuracy, in the form that `chart.js` reads."""
-    steps = {"loss": run.history.losses, "accuracy": 100 * run.history.accuracies}
+    steps = {"loss": run.history.steps["loss"], "accuracy": 100 * run.history.steps["accuracy"]}
     return [
         {**chart, "x": "epoch", "series": [_steps(run, steps[name]), *_epochs(run, name)]}
         for name, chart in METRICS.items()
