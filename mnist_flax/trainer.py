@@ -4,7 +4,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from typing import Any
 
 import jax
@@ -14,8 +14,7 @@ from ml_collections import ConfigDict
 
 from mnist_flax import data, optimizer, step
 from mnist_flax.evaluate import Evaluation, evaluate
-from mnist_flax.runtime import devices
-from mnist_flax.runtime.background import lower_priority
+from mnist_flax.runtime import compilation, devices
 from mnist_flax.step import StepMetrics, TrainState
 
 _WAITS_PER_EPOCH = 8  # how often the host waits for the device, to show progress
@@ -64,22 +63,26 @@ class Trainer:
         create = self._lower(self._create_state, [self._seed_like])
         shuffle = self._lower(self._shuffle, [create.out_info], 0)
 
-        def lower_step(size: int) -> jax.stages.Lowered:
-            train = functools.partial(self._train_step, size=size)
-            shared, options = (0, *self._placed.train), {"batch_size": size, "donate_argnums": 0}
-            return self._lower(train, [create.out_info, shuffle.out_info], *shared, **options)
-
-        def lower_predict() -> jax.stages.Lowered:
-            images = self._placed.eval_batches["test"][0]
-            return self._lower(self._predict, [create.out_info], images, batch_size=len(images))
-
-        sizes = sorted({size for _, size in self.batches}, reverse=True)
-        jobs = {size: functools.partial(lower_step, size) for size in sizes}
-        self._programs = self._start_compiling({**jobs, "predict": lower_predict})
+        own, train = [create.out_info, shuffle.out_info], (0, *self._placed.train)
+        images = self._placed.eval_batches["test"][0]
+        jobs: dict[Any, Callable[[], jax.stages.Lowered]] = {
+            size: functools.partial(
+                self._lower,
+                functools.partial(self._train_step, size=size),
+                own,
+                *train,
+                batch_size=size,
+                donate_argnums=0,
+            )
+            for size in sorted({size for _, size in self.batches}, reverse=True)
+        }
+        jobs["predict"] = functools.partial(
+            self._lower, self._predict, own[:1], images, batch_size=len(images)
+        )
+        self._programs = compilation.start(jobs)
         self._creator, self._shuffler = create.compile(), shuffle.compile()
-        programs = list(self._programs.values())
-        for program in programs[: 1 if jax.default_backend() == "cpu" else None]:
-            program.result()
+        on_cpu = jax.default_backend() == "cpu"
+        wait(list(self._programs.values())[: 1 if on_cpu else None])
         self.compile_seconds = time.perf_counter() - started
         return f"{devices.describe()}, compiled in {self.compile_seconds:.1f} s"
 
@@ -154,22 +157,6 @@ class Trainer:
             record |= {f"{split}/{name}": value for name, value in numbers.items()}
         record["learning_rate"] = float(self.schedule((epoch - 1) * num_steps))
         return record | {"seconds": seconds, "images_per_second": sum(sizes) / seconds}
-
-    @staticmethod
-    def _start_compiling(jobs: Mapping[Any, Callable[[], jax.stages.Lowered]]) -> dict[Any, Future]:
-        """Compiles programs one after another on a thread.
-
-        On a CPU, only the first has the usual priority: the others compile during training, which
-        needs the same cores.
-        """
-        compiler = ThreadPoolExecutor(1)
-        programs = {}
-        for name, lower in jobs.items():
-            programs[name] = compiler.submit(lambda lower=lower: lower().compile())
-            if jax.default_backend() == "cpu":
-                compiler.submit(lower_priority)
-        compiler.shutdown(wait=False)  # the thread ends after the last one
-        return programs
 
     def _call(self, name: Any, *args: Any) -> Any:
         """Runs a program, once it is compiled."""

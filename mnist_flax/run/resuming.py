@@ -1,7 +1,6 @@
 """What may change when a run resumes in its folder: the configuration and the data are compared."""
 
 import json
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +38,7 @@ def check_same(
     before: dict[str, Any],
     config: dict[str, Any],
     may_differ: MayDiffer,
-    way_out: str = "",
+    way_out: str = "use the same configuration, or a new folder",
 ) -> None:
     """Checks that two configurations are the same, except for fields that may differ.
 
@@ -50,8 +49,7 @@ def check_same(
       before: the existing configuration.
       config: the configuration to compare with it.
       may_differ: which fields may differ.
-      way_out: what to do about it, for the error; empty: the same configuration, more epochs if
-        `may_differ` allows them, or a new folder.
+      way_out: what to do about it, for the error.
 
     Raises:
       UserError: names `where`, and the fields that differ.
@@ -68,12 +66,7 @@ def check_same(
     named = ", ".join(differing[:_NAMED])
     if len(differing) > _NAMED:
         named += f" and {len(differing) - _NAMED} more"
-    longer = now | {"num_epochs": math.inf}
-    more = "num_epochs" in now and may_differ("num_epochs", now, longer)
-    epochs = ", a larger config.num_epochs" if more else ""
-    raise UserError(
-        f"{where} has {named}; {way_out or f'use the same configuration{epochs}, or a new folder'}"
-    )
+    raise UserError(f"{where} has {named}; {way_out}")
 
 
 def check_data(where: str, before: str, now: str, way_out: str = "a new folder") -> None:

@@ -6,11 +6,15 @@ import hashlib
 import os
 import pathlib
 import platform
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import jax
 
 from mnist_flax.errors import UserError
 from mnist_flax.runtime import process
+from mnist_flax.runtime.background import lower_priority
 
 # XLA may hand operations on a CPU to YNNPACK. Its matrix products and reductions are fast (a step
 # of the default recipe took a tenth longer without the former), but its convolutions took 2 to 12
@@ -90,3 +94,22 @@ def compiler_options() -> dict[str, str]:
     except jax.errors.JaxRuntimeError:  # XLA's flags come and go between versions
         return {}
     return _CPU_OPTIONS
+
+
+def start(jobs: Mapping[Any, Callable[[], jax.stages.Lowered]]) -> dict[Any, Future]:
+    """Starts lowering and compiling programs one after another, on a thread.
+
+    On a CPU, only the first has the usual priority: the others compile while training runs, which
+    needs the same cores.
+
+    Returns:
+      The futures of the compiled programs, by name.
+    """
+    compiler = ThreadPoolExecutor(1)
+    programs = {}
+    for name, lower in jobs.items():
+        programs[name] = compiler.submit(lambda lower=lower: lower().compile())
+        if jax.default_backend() == "cpu":
+            compiler.submit(lower_priority)
+    compiler.shutdown(wait=False)  # the thread ends after the last one
+    return programs
