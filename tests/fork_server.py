@@ -15,8 +15,8 @@ import warnings
 from typing import Any
 
 # Imported here so that forks need not. None may define flags: every command would have them.
-import mnist_flax.cli.arguments
 import mnist_flax.predict.classifier
+import mnist_flax.run.fields
 import mnist_flax.study.laboratory  # noqa: F401
 from tests.runs import ROOT
 
