@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 
 from mnist_flax import data, optimizer, step
 from mnist_flax.errors import UserError
+from mnist_flax.history import History
 from mnist_flax.run import configs, fields
 from mnist_flax.run.checkpoint import DIGESTS, read, read_history
-from mnist_flax.history import History
 from mnist_flax.run.summary import About
 from mnist_flax.run.workdir import DATASET
 from mnist_flax.runtime import compilation, devices

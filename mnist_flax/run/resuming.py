@@ -10,8 +10,6 @@ from mnist_flax.run.configs import default_values, flatten
 # Whether a field, given by name, may differ between flat configurations: the old and the new one.
 MayDiffer = Callable[[str, dict[str, Any], dict[str, Any]], bool]
 
-_NAMED = 8  # how many differing fields an error names
-
 
 def is_free(name: str) -> bool:
     """Whether no result depends on a field, so that it may change whenever a run resumes.
@@ -61,12 +59,8 @@ def check_same(
         for name in sorted({*before, *now})
         if before.get(name) != now.get(name) and not may_differ(name, before, now)
     ]
-    if not differing:
-        return
-    named = ", ".join(differing[:_NAMED])
-    if len(differing) > _NAMED:
-        named += f" and {len(differing) - _NAMED} more"
-    raise UserError(f"{where} has {named}; {way_out}")
+    if differing:
+        raise UserError(f"{where} has {', '.join(differing)}; {way_out}")
 
 
 def check_data(where: str, before: str, now: str, way_out: str = "a new folder") -> None:

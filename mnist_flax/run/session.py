@@ -27,7 +27,7 @@ from mnist_flax.run.checkpoint import Checkpoints
 from mnist_flax.run.configs import default_values, flatten
 from mnist_flax.run.resuming import check_data
 from mnist_flax.run.summary import describe, summarize
-from mnist_flax.run.workdir import DATASET, REPLICAS, Files, Workdir
+from mnist_flax.run.workdir import DATASET, REPLICAS, Workdir
 from mnist_flax.runtime import compilation, hosts, memory, process, signals
 from mnist_flax.runtime.signals import Interrupted
 from mnist_flax.step import StepMetrics, TrainState
@@ -109,8 +109,17 @@ class Session:
             state, self._history = restored or (state, History(run_id, self._identity))
             check_data(f"--workdir={self._path}", self._history.data, self._identity)
             if self._folder is not None:
+                self._folder.write_json(DATASET, describe(self._dataset)._asdict())
+                is_finished = self._folder.is_finished and not self._epochs_left()
+                if not is_finished:
+                    self._folder.reopen(self._history.records)
                 self._observers = _create_observers(
-                    self._config, self._dataset, self._folder, self._history, self._progress
+                    self._config,
+                    self._dataset,
+                    self._path,
+                    self._history.run_id,
+                    self._progress,
+                    is_finished,
                 )
             for observer in self._observers:
                 observer.start(self._history)
@@ -123,7 +132,7 @@ class Session:
 
     def epochs(self) -> Iterator[int]:
         """Yields the epochs that are left, from 1 for a new run."""
-        for epoch in range(self._history.epoch + 1, self._config.num_epochs + 1):
+        for epoch in self._epochs_left():
             self._progress.start_epoch(epoch)
             yield epoch
 
@@ -158,6 +167,8 @@ class Session:
         self._history = self._history.extended(record, steps._asdict())
         self._save(state)
         with self.together():
+            if self._folder is not None:
+                self._folder.write_metrics(self._history.records)
             for observer in self._observers:
                 observer.epoch(self._history, test)
 
@@ -173,6 +184,7 @@ class Session:
             "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
             "compile_seconds": compile_seconds,
         }
+        self._folder.write_json("summary.json", summary)
         variables = jax.device_get(state.eval_variables)
         for observer in self._observers:
             observer.finish(self._history, test, summary, variables)
@@ -193,6 +205,9 @@ class Session:
             raise Interrupted(error.number, progress, str(self._path)) from None
         if explained := memory.exhausted(error):
             raise explained from error
+
+    def _epochs_left(self) -> range:
+        return range(self._history.epoch + 1, self._config.num_epochs + 1)
 
     def _save(self, state: TrainState) -> None:
         variables = jax.tree.leaves(jax.device_get((state.params, state.batch_stats)))
@@ -219,21 +234,19 @@ def _diverged(config: ConfigDict, epoch: int) -> UserError:
 def _create_observers(
     config: ConfigDict,
     dataset: data.Dataset,
-    folder: Workdir,
-    history: History,
+    path: pathlib.Path,
+    run_id: str,
     progress: Progress,
+    is_finished: bool,
 ) -> list[Observer]:
-    """Returns the observers of a run, in the order in which they are told.
+    """Returns the observers in the order in which they are told.
 
     A finished run is only drawn again.
     """
     line = progress.line
-    folder.write_json(DATASET, describe(dataset)._asdict())
     create = functools.partial(augment.examples, config, dataset.train.images[0])
     create_examples = functools.cache(create) if config.augment.enabled else None
-    pictures = Pictures(folder.figures, dataset, create_examples, line)
-    is_finished = folder.is_finished and history.epoch >= config.num_epochs
-    console = Console(progress, config.num_epochs, dataset.title, folder.path, is_finished)
+    pictures = Pictures(path / "figures", dataset, create_examples, line)
     values = flatten(config)
     create_run = functools.partial(
         content.Run,
@@ -243,13 +256,14 @@ def _create_observers(
         dataset=dataset,
         create_examples=create_examples,
     )
-    page = Page(folder.path / "report.html", create_run, line)
+    page = Page(path / "report.html", create_run, line)
+    console = Console(progress, config.num_epochs, dataset.title, path, is_finished)
     if is_finished:
         return [pictures, page, console]
     tracker = Tracker(
         config,
-        str(folder.path),
-        history.run_id,
+        str(path),
+        run_id,
         name=run_name(config, dataset),
         extra_config={"data": dataset.title, "data_source": dataset.source},
         extra_tags=["sample"] if dataset.source == "sample" else [],
@@ -257,4 +271,4 @@ def _create_observers(
     )
     wandb = WandB(tracker, dataset, pictures, page, config.wandb.log_model, line)
     # W&B logs the pictures, and can stall: everything else is on the disk and said by then.
-    return [pictures, Files(folder), page, console, wandb]
+    return [pictures, page, console, wandb]

@@ -10,9 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mnist_flax.errors import UserError
-from mnist_flax.evaluate import Evaluation
-from mnist_flax.history import History
-from mnist_flax.report.observers import Observer
 from mnist_flax.run.resuming import MayDiffer, check_same, may_extend, to_json
 from mnist_flax.runtime.files import expand, explain, is_not_offered, is_url, write_whole
 
@@ -128,9 +125,13 @@ class Workdir:
         """Writes finite numbers, strings, and lists and dictionaries of them."""
         self.write(name, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
-    def reopen(self) -> None:
-        """Prepares to train more epochs: updates config.json and removes the final results."""
+    def reopen(self, records: Sequence[dict[str, Any]] = ()) -> None:
+        """Prepares to train on, after the epochs of `records`.
+
+        Updates config.json and metrics.jsonl, and removes the final results.
+        """
         self.write("config.json", to_json(self._config) + "\n")
+        self.write_metrics(records)
         for name in ("summary.json", "report.html"):
             (self.path / name).unlink(missing_ok=True)
 
@@ -147,25 +148,6 @@ class Workdir:
 
     def _unusable(self, error: OSError) -> UserError:
         return UserError(f"--workdir={self.path}: {explain(error)}")
-
-
-class Files(Observer):
-    """Writes config.json, metrics.jsonl and summary.json of a run."""
-
-    def __init__(self, folder: Workdir):
-        self._folder = folder
-
-    def start(self, history: History) -> None:
-        self._folder.reopen()
-        self._folder.write_metrics(history.records)
-
-    def epoch(self, history: History, test: Evaluation) -> None:
-        self._folder.write_metrics(history.records)
-
-    def finish(
-        self, history: History, test: Evaluation, summary: dict[str, Any], variables: Any
-    ) -> None:
-        self._folder.write_json("summary.json", summary)
 
 
 def _read_config(folder: pathlib.Path) -> dict[str, Any] | None:

@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 from mnist_flax import data
 from mnist_flax.errors import UserError, refused
 from mnist_flax.evaluate import Evaluation
+from mnist_flax.history import History
 from mnist_flax.run import fields
 from mnist_flax.run.checkpoint import snapshot
 from mnist_flax.run.configs import flatten
-from mnist_flax.history import History
 from mnist_flax.run.resuming import check_data, check_same, is_free
 from mnist_flax.run.saver import Saver
 from mnist_flax.run.summary import versions
