@@ -117,8 +117,8 @@ class Checkpoints:
                 self.path(epoch).unlink(missing_ok=True)
         except OSError as error:
             raise UserError(
-                f"epoch {history.epoch} cannot be saved as {path}: {explain(error)}; what was saved "
-                "before is still there"
+                f"epoch {history.epoch} cannot be saved as {path}: {explain(error)}; what was "
+                "saved before is still there"
             ) from None
 
     def _newest(self, must_exist: bool, warn: Callable[[str], None]) -> bytes:

@@ -34,9 +34,9 @@ from mnist_flax.step import StepMetrics, TrainState
 
 
 class Session:
-    """A run, as a context manager around its loop. All processes of the run call the same methods.
+    """A run, as a context manager around its loop, with the arguments of `train.run`.
 
-    The arguments are those of `train.run`.
+    All processes of the run call the same methods.
 
     Raises:
       UserError: on entering, if the configuration is invalid, or `workdir` holds another run or
@@ -110,17 +110,12 @@ class Session:
             check_data(f"--workdir={self._path}", self._history.data, self._identity)
             if self._folder is not None:
                 self._folder.write_json(DATASET, describe(self._dataset)._asdict())
-                is_finished = self._folder.is_finished and not self._epochs_left()
+                has_epochs = self._history.epoch < self._config.num_epochs
+                is_finished = self._folder.is_finished and not has_epochs
                 if not is_finished:
                     self._folder.reopen(self._history.records)
-                self._observers = _create_observers(
-                    self._config,
-                    self._dataset,
-                    self._path,
-                    self._history.run_id,
-                    self._progress,
-                    is_finished,
-                )
+                run = (self._path, self._history.run_id, self._progress, is_finished)
+                self._observers = _create_observers(self._config, self._dataset, *run)
             for observer in self._observers:
                 observer.start(self._history)
         self._deferred.enter_context(signals.deferred())
@@ -132,7 +127,7 @@ class Session:
 
     def epochs(self) -> Iterator[int]:
         """Yields the epochs that are left, from 1 for a new run."""
-        for epoch in self._epochs_left():
+        for epoch in range(self._history.epoch + 1, self._config.num_epochs + 1):
             self._progress.start_epoch(epoch)
             yield epoch
 
@@ -205,9 +200,6 @@ class Session:
             raise Interrupted(error.number, progress, str(self._path)) from None
         if explained := memory.exhausted(error):
             raise explained from error
-
-    def _epochs_left(self) -> range:
-        return range(self._history.epoch + 1, self._config.num_epochs + 1)
 
     def _save(self, state: TrainState) -> None:
         variables = jax.tree.leaves(jax.device_get((state.params, state.batch_stats)))
