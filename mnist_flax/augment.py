@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from mnist_flax.errors import check_choice
@@ -29,15 +28,19 @@ class AffineParams(NamedTuple):
     scale: jax.Array  # float32 [batch], above 1 enlarges
 
 
-def sample_params(key: jax.Array, batch_size: int, side: int, config: ConfigDict) -> AffineParams:
+def sample_params(
+    key: jax.Array, batch_size: int, side: int, config: ConfigDict, strength: float = 1.0
+) -> AffineParams:
     """Draws a map for each of `batch_size` square images, `side` pixels wide.
 
     Angles are uniform in +-`config.rotation` degrees and scales in `config.scale`, (low, high).
-    Translations are uniform in +-`config.translation * side`, then rounded to whole pixels.
+    Translations are uniform in +-`config.translation * side`, then rounded to whole pixels. All
+    ranges are narrowed by `strength`, 0..1.
     """
     angle_key, translation_key, scale_key = jax.random.split(key, 3)
-    angle, shift = jnp.deg2rad(config.rotation), config.translation * side
-    low, high = config.scale
+    angle = jnp.deg2rad(strength * config.rotation)
+    shift = strength * config.translation * side
+    low, high = (1 + strength * (bound - 1) for bound in config.scale)
     shifts = jax.random.uniform(translation_key, (batch_size, 2), minval=-shift, maxval=shift)
     return AffineParams(
         jax.random.uniform(angle_key, (batch_size,), minval=-angle, maxval=angle),
@@ -77,28 +80,15 @@ def augment(key: jax.Array, images: jax.Array, config: ConfigDict) -> jax.Array:
     return affine(images, params, config.interpolation)
 
 
-def examples(config: ConfigDict, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns an image, uint8 `[side, side, 1]`, and 29 augmentations of it, for a picture."""
-    copies = jnp.repeat(image[None], 29, axis=0)
-    key = Stream.AUGMENTATION_SHEET.key(jax.random.key(config.seed))
-    return image, np.asarray(jax.jit(lambda key: augment(key, copies, config.augment))(key))
-
-
 def sample_views(key: jax.Array, side: int, config: ConfigDict) -> AffineParams:
     """Draws the maps for test-time augmentation, the same for all images and epochs.
 
     There are `evaluation.num_views - 1` of them, since the first view is the image itself. Their
-    ranges are those for training (even if disabled there) times `evaluation.strength`, 0..1.
+    ranges are those for training (even if disabled there), narrowed by `evaluation.strength`.
     """
-    ranges, strength = config.augment, config.evaluation.strength
-    gentle = ConfigDict(
-        {
-            "rotation": strength * ranges.rotation,
-            "translation": strength * ranges.translation,
-            "scale": [1 + strength * (bound - 1) for bound in ranges.scale],
-        }
-    )
-    return sample_params(Stream.VIEWS.key(key), config.evaluation.num_views - 1, side, gentle)
+    evaluation = config.evaluation
+    key, num_maps = Stream.VIEWS.key(key), evaluation.num_views - 1
+    return sample_params(key, num_maps, side, config.augment, evaluation.strength)
 
 
 def _source_points(params: AffineParams, height: int, width: int) -> tuple[jax.Array, jax.Array]:

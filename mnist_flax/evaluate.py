@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 
 class Evaluation(NamedTuple):
@@ -18,9 +19,7 @@ class Evaluation(NamedTuple):
 
 def evaluate(logits: np.ndarray, labels: np.ndarray) -> Evaluation:
     """Compares logits, float `[n, classes]`, with labels, int `[n]`; computes in float64."""
-    logits = np.asarray(logits, np.float64)
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    log_probabilities = special.log_softmax(np.asarray(logits, np.float64), axis=1)
     predictions = logits.argmax(axis=1)
     num_classes = logits.shape[1]
     confusion = np.bincount(labels * num_classes + predictions, minlength=num_classes**2)

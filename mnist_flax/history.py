@@ -45,7 +45,7 @@ class History:
     ) -> "History":
         """Returns the history with one more epoch: its record, and the metrics of its steps."""
         longer = {
-            name: np.append(self.steps.get(name, np.empty(0, np.float32)), np.float32(values))
+            name: np.append(self.steps.get(name, ()), values).astype(np.float32)
             for name, values in (steps or {}).items()
         }
         return dataclasses.replace(self, records=(*self.records, record), steps=longer)

@@ -47,7 +47,7 @@ class Trainer:
         self.schedule = optimizer.create_schedule(config.optimizer, len(starts), config.num_epochs)
         self.compile_seconds = 0.0
         self._config, self._dataset = config, dataset
-        self._placed = placed or self.place(dataset)
+        self._placed = placed or devices.place(dataset.train, dataset.eval_splits)
         normalize = functools.partial(data.normalize, mean=dataset.mean, std=dataset.std)
         self._options: dict[str, Any] = {"config": config, "normalize": normalize}
 
@@ -86,12 +86,6 @@ class Trainer:
         self.compile_seconds = time.perf_counter() - started
         return f"{devices.describe()}, compiled in {self.compile_seconds:.1f} s"
 
-    @staticmethod
-    def place(dataset: data.Dataset) -> devices.Placed:
-        """Puts a data set on all devices."""
-        images = {name: split.images for name, split in dataset.eval_splits.items()}
-        return devices.place(dataset.train, images)
-
     def create_state(self, seed: int) -> TrainState:
         """Returns the state before the first step."""
         return self._creator(np.uint32(seed))
@@ -122,8 +116,8 @@ class Trainer:
                 # A step can take seconds: queue at most one, so that signals are noticed quickly.
                 jax.block_until_ready(history[-2:][0])
             waits = index % wait_every == 0 or index == len(self.batches)
-            means = [float(np.mean(x)) for x in jax.device_get(metrics)] if waits else []
-            on_step(start + size, StepMetrics(*means) if waits else None)
+            means = StepMetrics(*map(np.mean, jax.device_get(metrics))) if waits else None
+            on_step(start + size, means)
         each_step = StepMetrics(*map(np.stack, zip(*jax.device_get(history), strict=True)))
         return state, each_step, time.perf_counter() - self.compile_seconds - started
 
@@ -149,12 +143,12 @@ class Trainer:
         The `metrics` of each step, `[steps]`, are averaged over all images; `results` are by split.
         """
         num_steps, sizes = len(self.batches), [size for _, size in self.batches]
-        record: dict[str, float] = {"epoch": epoch, "step": epoch * num_steps}
+        record = {"epoch": epoch, "step": epoch * num_steps}
         for name, values in metrics._asdict().items():
             record[f"train/{name}"] = float(np.average(values, weights=sizes))
         for split, result in results.items():
-            numbers = {k: v for k, v in result._asdict().items() if isinstance(v, float)}
-            record |= {f"{split}/{name}": value for name, value in numbers.items()}
+            numbers = result._asdict().items()
+            record |= {f"{split}/{name}": v for name, v in numbers if isinstance(v, float)}
         record["learning_rate"] = float(self.schedule((epoch - 1) * num_steps))
         return record | {"seconds": seconds, "images_per_second": sum(sizes) / seconds}
 

@@ -31,6 +31,7 @@ from mnist_flax.run.workdir import DATASET, REPLICAS, Workdir
 from mnist_flax.runtime import compilation, hosts, memory, process, signals
 from mnist_flax.runtime.signals import Interrupted
 from mnist_flax.step import StepMetrics, TrainState
+from mnist_flax.streams import Stream
 
 
 class Session:
@@ -236,7 +237,7 @@ def _create_observers(
     A finished run is only drawn again.
     """
     line = progress.line
-    create = functools.partial(augment.examples, config, dataset.train.images[0])
+    create = functools.partial(_augmented, config, dataset.train.images[0])
     create_examples = functools.cache(create) if config.augment.enabled else None
     pictures = Pictures(path / "figures", dataset, create_examples, line)
     values = flatten(config)
@@ -264,3 +265,11 @@ def _create_observers(
     wandb = WandB(tracker, dataset, pictures, page, config.wandb.log_model, line)
     # W&B logs the pictures, and can stall: everything else is on the disk and said by then.
     return [pictures, page, console, wandb]
+
+
+def _augmented(config: ConfigDict, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns an image, uint8 `[side, side, 1]`, and 29 augmentations of it, for a picture."""
+    copies = np.repeat(image[None], 29, axis=0)
+    key = Stream.AUGMENTATION_SHEET.key(jax.random.key(config.seed))
+    draw = functools.partial(augment.augment, config=config.augment)
+    return image, np.asarray(jax.jit(draw)(key, copies))

@@ -6,7 +6,7 @@ the number of devices, except for the rounding of sums.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -56,15 +56,16 @@ class Placed(NamedTuple):
     eval_batches: dict[str, list[jax.Array]]  # images by split, in batches of equal size
 
 
-def place(train: Iterable[np.ndarray], eval_images: dict[str, np.ndarray]) -> Placed:
+def place(train: Iterable[np.ndarray], eval_splits: Mapping[str, Sequence[np.ndarray]]) -> Placed:
     """Puts a data set on every device.
 
     Args:
       train: images and labels.
-      eval_images: images by split; blank ones fill up the last batch.
+      eval_splits: images and labels by split; only the images are placed, and blank ones fill up
+        the last batch.
     """
-    size = predicted_at_a_time()
-    batches = {name: _batches(x, size * jax.device_count()) for name, x in eval_images.items()}
+    size = predicted_at_a_time() * jax.device_count()
+    batches = {name: _batches(split[0], size) for name, split in eval_splits.items()}
     return Placed(tuple(map(put, train)), batches)
 
 
