@@ -10,8 +10,7 @@ from mnist_flax.errors import UserError, check_choice, refused
 from mnist_flax.sources import Split, UnreachableError, checksum, sample, tfds
 from mnist_flax.streams import Stream
 
-TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "kmnist": "KMNIST"}
-NAMES = tuple(TITLES)
+NAMES = tuple(tfds.TITLES)
 SOURCES = ("auto", "tfds", "sample")
 
 
@@ -38,9 +37,9 @@ class Dataset(NamedTuple):
     def title(self) -> str:
         """The name of these data in figures and messages."""
         if self.source == "sample":
-            count = len(self.train) + len(self.test) + len(self.validation or ())
+            count = sum(map(len, (self.train, *self.eval_splits.values())))
             return f"SAMPLE of {count:,} MNIST digits, not MNIST"
-        return TITLES[self.name]
+        return tfds.TITLES[self.name]
 
     @property
     def identity(self) -> str:
@@ -50,10 +49,10 @@ class Dataset(NamedTuple):
     @property
     def description(self) -> str:
         """A line that describes the data."""
-        aside = f", {len(self.validation):,} set aside" if self.validation is not None else ""
-        sizes = f"{len(self.train):,} training and {len(self.test):,} test images{aside}"
-        is_sample = self.source == "sample"
-        return f"Data: {self.title}" + (f"! {sizes} ({self.note})" if is_sample else f", {sizes}")
+        sizes = f"{len(self.train):,} training and {len(self.test):,} test images"
+        if self.validation is not None:
+            sizes += f", {len(self.validation):,} set aside"
+        return f"Data: {self.title}" + (f"! {sizes} ({self.note})" if self.note else f", {sizes}")
 
 
 def load(config: ConfigDict, seed: int) -> Dataset:
@@ -72,19 +71,26 @@ def load(config: ConfigDict, seed: int) -> Dataset:
         try:
             loaded = tfds.load(config.name, config.data_dir, config.manual_dir)
         except UnreachableError as error:
-            way_out = "set config.dataset.manual_dir to a folder with " + ", ".join(error.files)
+            files = ", ".join(tfds.FILES)
+            note = f"{error}; set config.dataset.manual_dir to a folder with {files}"
             if config.source == "tfds" or config.name != "mnist":
-                raise UserError(f"{error}; {way_out}") from None
-            note = f"{error}; for the full MNIST, {way_out}"
+                raise UserError(note) from None
     if note:
         loaded = sample.load()
     train, validation = loaded.train, None
-    mean, std = loaded.train.moments()
     check_validation_size(config.validation_size, len(train))
     if config.validation_size:
         train, validation = split_validation(train, config.validation_size, seed)
-    names, source = loaded.class_names, "sample" if note else "tfds"
-    return Dataset(config.name, source, names, train, validation, loaded.test, mean, std, note)
+    return Dataset(
+        config.name,
+        "sample" if note else "tfds",
+        loaded.class_names,
+        train,
+        validation,
+        loaded.test,
+        *loaded.train.moments(),
+        note,
+    )
 
 
 def check_validation_size(size: int, train_size: int) -> None:

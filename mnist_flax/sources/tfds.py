@@ -4,184 +4,183 @@ TFDS needs TensorFlow to prepare these sets, but not to know the addresses and c
 files, nor to download and cache them. Only these parts of it are used; NumPy reads the files.
 """
 
-import contextlib
-import errno
 import hashlib
 import os
 import pathlib
 import sys
 import urllib.parse
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+
 from mnist_flax.errors import UserError
-from mnist_flax.runtime.background import Background
+from mnist_flax.runtime.files import explain
 from mnist_flax.sources import SIDE, Loaded, Split, UnreachableError, idx
 
-TRAIN_SIZE = 60_000
-TEST_SIZE = 10_000
+# To add a data set that TFDS has in MNIST's format, add its name there and its title here.
+TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "kmnist": "KMNIST"}
+TRAIN_SIZE, TEST_SIZE = 60_000, 10_000
+FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
 # SHA-256 of MNIST's files once they are unpacked; TFDS registers only those of the .gz files.
-_UNPACKED_MNIST = {
-    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-}
-_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # others without a file name: the network's
-_REACH_SECONDS = 5.0  # a host that has not answered by then counts as unreachable
-_STALL_SECONDS = 30.0  # so does one that sends nothing for so long; TFDS would wait for ever
+_UNPACKED_MNIST = (
+    "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+)
+_PROBE_SECONDS = 5.0  # a host that has not answered by then counts as unreachable
+_DOWNLOAD_SECONDS = 600.0  # TFDS would wait for ever for a host that falls silent
 
 
-def load(name: str, data_dir: str, manual_dir: str) -> Loaded:
+def load(name: str, data_dir: str | os.PathLike = "", manual_dir: str | os.PathLike = "") -> Loaded:
     """Downloads a data set, or finds it in TFDS's cache or in a folder, and reads it.
 
+    What counts is the content of a file, not how it is packed. MNIST's must have the right SHA-256.
+    For the other sets, only the checksums of the original .gz files are known. A file that was
+    compressed again or unpacked must therefore have the right form, and not be known as a file of
+    another set; whether it is really this set's cannot be told.
+
     Args:
-      name: a TFDS data set in MNIST's format.
+      name: one of `TITLES`.
       data_dir: TFDS's cache; if empty, its default.
-      manual_dir: a folder with the four IDX files, gzipped or unpacked, or a folder in which
+      manual_dir: a folder with the four files, gzipped or unpacked, or a folder in which
         torchvision keeps them; empty to download them.
 
     Raises:
       UnreachableError: the files would have to be downloaded, and their host cannot be reached.
       UserError: a file is missing, damaged or not the expected one.
     """
-    builder = _builder(name, manual_dir or data_dir)
-    infos = {info.filename: (url, info) for url, info in builder.url_infos.items()}
+    # Imported here because it takes a second, which the sample does not need. The package itself
+    # hides the reason when it cannot be imported; `public_api` does not.
+    try:
+        from tensorflow_datasets import public_api as tfds
+    except ImportError as error:  # as in a Python without bz2
+        raise UserError(f"TensorFlow Datasets cannot be imported: {error}") from None
+
+    # No folder, because what TFDS may have prepared in its cache is of no use here.
+    builders = {other: tfds.builder(other, data_dir=os.devnull) for other in TITLES}
+    owners = dict.fromkeys(_UNPACKED_MNIST, "mnist")
+    for other, builder in builders.items():
+        owners |= {info.checksum: other for info in builder.url_infos.values()}
+    class_names = tuple(builders[name].info.features["label"].names)
     if manual_dir:
-        folder = pathlib.Path(manual_dir).expanduser()
-        paths = {file: _find(folder, file, name) for file in infos}
+        paths = _find(pathlib.Path(manual_dir).expanduser(), TITLES[name])
     else:
-        paths = _download(builder, {file: url for file, (url, _) in infos.items()})
-    for file, (_, info) in infos.items():
-        _verify(paths[file], name, int(info.size), info.checksum, discard=not manual_dir)
-    class_names = tuple(builder.info.features["label"].names)
+        paths = _download(name, data_dir, builders[name].url_infos)
     train, test = (
         Split(
-            idx.read_images(paths[f"{prefix}-images-idx3-ubyte.gz"], count, SIDE),
-            idx.read_labels(paths[f"{prefix}-labels-idx1-ubyte.gz"], count, len(class_names)),
+            _read(paths[images], name, owners, (size, SIDE, SIDE))[..., None],
+            _read(paths[labels], name, owners, (size,), len(class_names)).astype(np.int32),
         )
-        for prefix, count in (("train", TRAIN_SIZE), ("t10k", TEST_SIZE))
+        for images, labels, size in ((*FILES[:2], TRAIN_SIZE), (*FILES[2:], TEST_SIZE))
     )
     return Loaded(train, test, class_names)
 
 
-def _find(folder: pathlib.Path, file: str, name: str) -> pathlib.Path:
-    """Returns the path of a data set's file, which may have several names and places."""
-    unpacked = file.removesuffix(".gz")
-    names = (file, unpacked, unpacked.replace("-idx", ".idx"))
-    try:
-        folders = [x for x in folder.iterdir() if x.name.lower() == name.replace("_", "")]
-    except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}") from None
-    for place in (folder, *(x / "raw" for x in (folder, *folders))):
-        for path in (place / name for name in names):
-            if path.is_file():
-                return path
-    raise UserError(f"{folder / file}: No such file; allowed: this file, or {unpacked} there")
+def _find(folder: pathlib.Path, title: str) -> dict[str, pathlib.Path]:
+    """Returns the paths of a data set's files, which may have several names and places.
 
-
-def _builder(name: str, data_dir: str) -> Any:
-    """Returns TFDS's builder for a data set; it also reads `data_dir`, by default TFDS's cache.
-
-    Raises:
-      UserError: the folder is not on this machine, or TFDS cannot read its own files in it.
+    A file that is nowhere gets the path that it should have.
     """
-    # Imported here because it takes a second, which the sample does not need.
-    import tensorflow_datasets as tfds
+    places = (folder, folder / "raw", folder / title.replace("-", "") / "raw")
+    paths = {}
+    for file in FILES:
+        dotted = file.replace("-idx", "?idx")  # some copies have a dot there
+        patterns = (dotted, dotted.removesuffix(".gz"))
+        found = (path for place in places for name in patterns for path in place.glob(name))
+        paths[file] = next(filter(os.path.isfile, found), folder / file)
+    return paths
 
+
+def _read(path: pathlib.Path, name: str, owners: Mapping[str, str], *form: Any) -> np.ndarray:
+    """Returns the array in a file of a data set.
+
+    Args:
+      path: the file, gzipped or not.
+      name: the data set.
+      owners: data sets by the SHA-256 of their files.
+      *form: the arguments of `idx.parse`.
+    """
     try:
-        return tfds.builder(name, data_dir=data_dir or None)
-    except Exception as error:  # from the system, from JSON, or from TFDS
-        given = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-        reason = " ".join(str(error).split()).rpartition('}": ')[2].rstrip(".")
-        raise UserError(
-            f"TensorFlow Datasets cannot use {given}: {reason}; allowed: another folder"
-        ) from None
+        packed = path.read_bytes()
+        content = idx.unpack(packed)
+        array = idx.parse(content, *form)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UserError(f"{path}: {explain(error)}") from None
+    digests = (hashlib.sha256(data).hexdigest() for data in (packed, content))
+    owner = next(filter(None, map(owners.get, digests)), "")
+    if owner != name and (owner or name == "mnist"):
+        found = f"{TITLES[owner]}'s" if owner else "other"
+        raise UserError(f"{path}: expected {TITLES[name]}'s content, found {found}")
+    return array
 
 
-def _download(builder: Any, urls: Mapping[str, str]) -> dict[str, pathlib.Path]:
-    """Downloads files, or finds them in TFDS's own cache."""
-    import tensorflow_datasets as tfds
+def _download(
+    name: str, data_dir: str | os.PathLike, url_infos: Mapping[str, Any]
+) -> dict[str, pathlib.Path]:
+    """Downloads the files of a data set, or finds them in TFDS's own cache."""
+    import requests
+    from tensorflow_datasets import public_api as tfds
+    from tensorflow_datasets.core.constants import DATA_DIR
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
     class Manager(tfds.download.DownloadManager):
         def _download(self, resource: Any) -> Any:
             # Called for files that are not cached. By itself, TFDS retries for minutes.
-            problem = _find_problem(resource.url)
-            if problem:
-                host = urllib.parse.urlsplit(resource.url).hostname
-                raise UnreachableError(f"{host} {problem}", tuple(urls))
+            _probe(resource.url)
             return super()._download(resource)
 
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
-    downloads = builder.data_path.parent.parent / "downloads"
+    folder = data_dir or DATA_DIR
+    urls = {info.filename: url for url, info in url_infos.items()}
     try:
         manager = Manager(
-            download_dir=downloads, url_infos=builder.url_infos, dataset_name=builder.name
+            download_dir=f"{folder}/downloads", url_infos=url_infos, dataset_name=name
         )
-        background = Background("download")
-        paths = background.submit(manager.download, dict(urls))
-        if not _finishes(background, downloads):
-            reason = f"no data arrived for {_STALL_SECONDS:.0f} s"
-            raise UnreachableError(f"the download failed ({reason})", tuple(urls))
-        return {name: pathlib.Path(path) for name, path in paths.result().items()}
+        return _within(_DOWNLOAD_SECONDS, lambda: manager.download(urls))
+    except (TimeoutError, requests.RequestException, tfds.download.DownloadError) as error:
+        raise UnreachableError(f"the download failed ({_cause(error)})") from None
     except NonMatchingChecksumError as error:
-        message = str(error).partition("\nTo debug")[0].replace("\n*", ";")
-        raise UserError(message) from None
-    except UnreachableError:
-        raise
-    except Exception as error:  # from the system, TFDS, or the libraries it downloads with
-        if isinstance(error, OSError) and (error.filename or error.errno in _OF_DISKS):
-            where = f"config.dataset.data_dir={downloads.parent}"
-            raise UserError(f"{where}: {error.strerror}") from None
-        raise UnreachableError(f"the download failed ({_cause(error)})", tuple(urls)) from None
+        raise UserError(_cause(error)) from None
+    except (OSError, ImportError) as error:  # an ImportError for a bucket
+        raise UserError(f"config.dataset.data_dir={folder}: {explain(error)}") from None
 
 
-def _finishes(background: Background, folder: pathlib.Path) -> bool:
-    """Waits for a download into a folder; returns False if no data has arrived for a while."""
-    try:
-        before = _size(folder)
-        while not background.close(_STALL_SECONDS):
-            before, last = _size(folder), before
-            if before == last:
-                return False
-        return True
-    finally:
-        background.close(timeout=0)  # abandons the download if a signal has ended the wait
-
-
-def _size(folder: pathlib.Path) -> int:
-    """Returns the bytes that TFDS has written to unfinished files in its folder."""
-    total = 0
-    for path in folder.glob("*.tmp.*/*"):
-        with contextlib.suppress(OSError):  # it may be finished by now
-            total += path.stat().st_size
-    return total
-
-
-def _find_problem(url: str) -> str:
-    """Tries a URL for a few seconds; returns what is wrong with its host, or an empty string."""
+def _probe(url: str) -> None:
+    """Raises an `UnreachableError` unless a host answers with a file within a few seconds."""
     # TFDS downloads with it too, so the same proxies and certificates apply.
     import requests
 
-    def reach() -> str:
-        try:
-            with requests.get(url, stream=True, timeout=_REACH_SECONDS) as response:
-                if response.status_code != 200:
-                    return f"answered HTTP {response.status_code}"
-                # A hotel's network answers like this until somebody logs in.
-                is_page = response.headers.get("Content-Type", "").startswith("text/html")
-                return "answered with a web page, not with a file" if is_page else ""
-        except Exception as error:  # from the system, or any layer of requests
-            return f"cannot be reached ({_cause(error)})"
+    def ask() -> None:
+        with requests.get(url, stream=True, timeout=_PROBE_SECONDS) as response:
+            response.raise_for_status()
+            if response.headers.get("Content-Type", "").startswith("text/html"):
+                # A hotel's network does so until somebody logs in.
+                raise ValueError("it answered with a web page, not with a file")
 
-    # In the background, because looking up a name has no timeout of its own.
-    background = Background("reach")
-    answer = background.submit(reach)
-    if not background.close(_REACH_SECONDS):
-        return f"cannot be reached (no answer within {_REACH_SECONDS:.0f} s)"
-    return answer.result()
+    try:
+        _within(_PROBE_SECONDS, ask)
+    except Exception as error:  # requests does not wrap all that its layers raise
+        host = urllib.parse.urlsplit(url).hostname
+        raise UnreachableError(f"{host} cannot be reached ({_cause(error)})") from None
+
+
+def _within(seconds: float, job: Callable[[], Any]) -> Any:
+    """Returns `job()`; raises a `TimeoutError` if it takes longer, and leaves it behind."""
+    executor = ThreadPoolExecutor(1)
+    try:
+        return executor.submit(job).result(seconds)
+    finally:
+        executor.shutdown(wait=False)
 
 
 def _cause(error: BaseException) -> str:
@@ -189,45 +188,3 @@ def _cause(error: BaseException) -> str:
     while error.__context__ is not None:
         error = error.__context__
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _verify(path: pathlib.Path, name: str, size: int, checksum: str, discard: bool) -> None:
-    """Checks a file's size and checksum; with `discard`, removes a file that differs.
-
-    Args:
-      path: the file, gzipped or not.
-      name: the data set.
-      size: the gzipped file's size in bytes.
-      checksum: the SHA-256 of the gzipped file.
-      discard: whether the file can be downloaded again.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    if not discard and not idx.is_gzip(content):
-        _verify_unpacked(path, name, content)
-        return
-    found = hashlib.sha256(content).hexdigest()
-    if len(content) == size and found == checksum:
-        return
-    if discard:
-        path.unlink()
-    mismatch = (
-        f"expected {size:,} bytes, found {len(content):,}"
-        if len(content) != size
-        else f"expected SHA-256 {checksum[:12]}…, found {found[:12]}…"
-    )
-    removed = "; it was removed: run again to download it" if discard else ""
-    raise UserError(f"{path}: {mismatch}{removed}")
-
-
-def _verify_unpacked(path: pathlib.Path, name: str, content: bytes) -> None:
-    """Checks an unpacked file against MNIST's; for the other sets, no checksum is known."""
-    found = hashlib.sha256(content).hexdigest()
-    expected = _UNPACKED_MNIST[path.name.replace(".idx", "-idx").removesuffix(".gz")]
-    if name == "mnist" and found != expected:
-        mismatch = f"expected SHA-256 {expected[:12]}…, found {found[:12]}…"
-        raise UserError(f"{path}: {mismatch}")
-    if name != "mnist" and found == expected:
-        raise UserError(f"{path}: this is MNIST's file, not {name}'s")

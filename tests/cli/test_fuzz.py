@@ -5,6 +5,7 @@ import gzip
 import json
 import shutil
 import tempfile
+import zlib
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def damaged(content: bytes, damage) -> bytes:
     in_gzip=st.lists(DAMAGE, max_size=2),
     in_file=st.lists(DAMAGE, max_size=2),
 )
-def test_idx_files(tmp_path, side, in_gzip, in_file):
+def test_idx_files(side, in_gzip, in_file):
     values = np.arange(7) if side is None else np.arange(7 * 25).reshape(7, 5, 5)
     content = idx_file(values.astype(np.uint8))
     for damage in in_gzip:
@@ -108,15 +109,12 @@ def test_idx_files(tmp_path, side, in_gzip, in_file):
     content = gzip.compress(content)
     for damage in in_file:
         content = damaged(content, damage)
-    path = tmp_path / "file.gz"
-    path.write_bytes(content)
     try:
-        found = idx.read_labels(path, 7, 10) if side is None else idx.read_images(path, 7, side)
-    except UserError as error:
-        assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+        found = idx.parse(idx.unpack(content), values.shape, 10 if side is None else 256)
+    except (EOFError, OSError, ValueError, zlib.error):
         assert in_gzip or in_file
     else:
-        assert found.shape == ((7,) if side is None else (7, 5, 5, 1))
+        assert found.shape == values.shape
         assert side is not None or found.max() < 10
 
 

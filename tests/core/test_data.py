@@ -89,12 +89,11 @@ class TestUnreachable:
 
 @pytest.mark.parametrize(
     ("field", "allowed"),
-    [("name", "mnist, fashion_mnist, kmnist"), ("source", "auto, tfds, sample")],
+    [("name", ", ".join(data.NAMES)), ("source", "auto, tfds, sample")],
 )
 def test_an_unknown_choice_is_refused(field, allowed):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=f"^{field}.*one of {allowed}"):
         data.load(dataset_config(**{field: "mnits"}), 0)
-    assert str(error.value) == f"{field}='mnits' is not allowed; allowed: one of {allowed}"
 
 
 class TestValidation:
@@ -119,7 +118,7 @@ class TestValidation:
     def test_must_leave_images_of_the_sample(self, tmp_path, closed_network):
         """The size is too large only after the run has fallen back on the sample."""
         config = dataset_config(validation_size=4_000, data_dir=str(tmp_path))
-        with pytest.raises(UserError, match=r"validation_size=4000 .* below the 4,000 training"):
+        with pytest.raises(UserError, match=r"validation_size.* below the 4,000 training"):
             data.load(config, 0)
 
     def test_is_proportional(self):
