@@ -41,7 +41,7 @@ def test_every_file_is_installed(installed, run):
             {
                 str(path.relative_to(root))
                 for path in (root / package).rglob("*.*")
-                if path.suffix in (".py", ".html", ".css", ".js")
+                if path.suffix in (".py", ".html", ".css", ".js", ".npz")
             }
             for root in (ROOT, installed)
         )
