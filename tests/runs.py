@@ -60,10 +60,10 @@ def load_few(config: ConfigDict, seed: int, load: Callable = data.load) -> data.
     """Loads data as `data.load` does, but only 640 training and 100 test images."""
     dataset = load(config, seed)
     train, test = (
-        data.Split(split.images[::step], split.labels[::step])
-        for split, step in ((dataset.train, 6), (dataset.test, 10))
+        data.Split(split.images[:count], split.labels[:count])
+        for split, count in ((dataset.train, 640), (dataset.test, 100))
     )
-    return dataset._replace(train=data.Split(train.images[:640], train.labels[:640]), test=test)
+    return dataset._replace(train=train, test=test)
 
 
 def environment(**changes: str | None) -> dict[str, str]:
