@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mnist_flax.errors import check_choice, refused
-from mnist_flax.ops import conv, per_device
+from mnist_flax.ops import conv
 
 DOWNSAMPLES = ("strided", "max", "avg")
 NORMS = ("batch", "layer", "group", "none")
@@ -78,11 +78,6 @@ class SimpleCNN(nn.Module):
         x = self._conv(x, self.num_classes, 1, "classifier")
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
-    @nn.nowrap
-    def apply(self, *args: Any, **options: Any) -> Any:
-        """Applies the network. XLA splits a batch over GPUs and TPUs; over CPUs, `ops` does."""
-        return per_device.apply(super().apply, *args, **options)
-
     def check_side(self, side: int) -> None:
         """Raises a `UserError` unless kernels and downsampling fit images of `side` pixels."""
         for block, kernels in enumerate(self.kernel_sizes, 1):
@@ -128,8 +123,7 @@ class SimpleCNN(nn.Module):
         options = {"epsilon": 1e-5, "dtype": self.dtype, "name": name}
         if self.norm == "batch":
             # Flax's running variance uses biased variances; PyTorch scales them by n / (n - 1).
-            options |= {"momentum": 0.9, "axis_name": per_device.axis_name()}
-            return nn.BatchNorm(not train, **options)(x)
+            return nn.BatchNorm(not train, momentum=0.9, **options)(x)
         if self.norm == "layer":
             axes = (1, 2, 3)
             options |= {"reduction_axes": axes, "feature_axes": axes}
