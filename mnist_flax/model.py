@@ -1,9 +1,8 @@
 """SimpleCNN: blocks of convolutions, downsampling between them, and global average pooling."""
 
-import functools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,6 +17,40 @@ NORMS = ("batch", "layer", "group", "none")
 NORM_POSITIONS = ("before", "after")
 PADDINGS = ("VALID", "SAME")
 DTYPES = ("float32", "bfloat16")
+EPSILON = 1e-5  # added to the variance by every norm, as in PyTorch
+
+
+class Layer(NamedTuple):
+    """A layer of a `SimpleCNN`."""
+
+    kind: str  # 'conv', 'relu', 'max' or 'avg' (pooling), or one of `NORMS`
+    name: str = ""  # of its variables, if it has any
+    features: int = 0  # output channels of a convolution; 0: one for each class
+    side: int = 1  # of the kernel or the pooled squares, in pixels
+    stride: int = 1
+    padding: str = "VALID"
+
+
+def layers(config: Any) -> Iterator[Layer]:
+    """Yields the layers between the normalised pixels and the global average pool, in order.
+
+    Args:
+      config: a `SimpleCNN`, or anything else with its fields, such as the `model` group of a
+        configuration.
+    """
+    for block, sizes in enumerate(zip(config.channels, config.kernel_sizes, strict=True), 1):
+        for index, (features, side) in enumerate(zip(*sizes, strict=True), 1):
+            yield Layer("conv", f"conv{block}_{index}", features, side, padding=config.padding)
+            if config.norm_position == "after":
+                yield Layer("relu")
+            if config.norm != "none":
+                yield Layer(config.norm, f"norm{block}_{index}")
+            if config.norm_position == "before":
+                yield Layer("relu")
+        if block < len(config.channels):
+            kind = "conv" if config.downsample == "strided" else config.downsample
+            yield Layer(kind, f"downsample{block}", features, side=2, stride=2)
+    yield Layer("conv", "classifier")
 
 
 class SimpleCNN(nn.Module):
@@ -67,39 +100,33 @@ class SimpleCNN(nn.Module):
         """
         self.check_side(min(x.shape[1:3]))
         x = x.astype(self.dtype)
-        for block, layers in enumerate(zip(self.channels, self.kernel_sizes, strict=True), 1):
-            if block > 1:
-                x = self._downsample(x, f"downsample{block - 1}")
-            for layer, (features, kernel_size) in enumerate(zip(*layers, strict=True), 1):
-                normalize = functools.partial(self._normalize, train, f"norm{block}_{layer}")
-                x = self._conv(x, features, kernel_size, f"conv{block}_{layer}")
-                before = self.norm_position == "before"
-                x = nn.relu(normalize(x)) if before else normalize(nn.relu(x))
-        x = self._conv(x, self.num_classes, 1, "classifier")
+        for layer in layers(self):
+            match layer.kind:
+                case "conv":
+                    x = self._conv(x, layer)
+                case "relu":
+                    x = nn.relu(x)
+                case "max":
+                    x = nn.max_pool(x, (2, 2), (2, 2))
+                case "avg":
+                    x = nn.avg_pool(x, (2, 2), (2, 2))
+                case _:
+                    x = self._normalize(x, layer, train)
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
     def check_side(self, side: int) -> None:
         """Raises a `UserError` unless kernels and downsampling fit images of `side` pixels."""
-        for block, kernels in enumerate(self.kernel_sizes, 1):
-            for kernel in kernels:
-                if kernel > side:
-                    meets = f"{kernel}x{kernel} of block {block} meets {side}x{side}"
-                    allowed = f"kernels within their feature maps; {meets}"
-                    raise refused("kernel_sizes", self.kernel_sizes, allowed)
-                side -= kernel - 1 if self.padding == "VALID" else 0
-            if block < len(self.kernel_sizes):
-                if side < 2:
-                    allowed = (
-                        f"feature maps of 2x2 or more at the end of block {block}, to downsample"
-                    )
-                    raise refused("kernel_sizes", self.kernel_sizes, allowed)
-                side //= 2
+        for layer in layers(self):
+            if layer.side > side:
+                meets = f"{layer.name} is {layer.side}x{layer.side} and meets {side}x{side}"
+                allowed = f"no larger than the feature maps ({meets})"
+                raise refused("kernel_sizes", self.kernel_sizes, allowed)
+            if layer.padding == "VALID":
+                side = (side - layer.side) // layer.stride + 1
 
-    def _conv(
-        self, x: jax.Array, features: int, side: int, name: str, stride: int = 1
-    ) -> jax.Array:
+    def _conv(self, x: jax.Array, layer: Layer) -> jax.Array:
         """Convolves; weight and bias start uniform in +-1/sqrt(fan_in), as in PyTorch."""
-        limit = 1 / math.sqrt(side * side * x.shape[-1])
+        limit = 1 / math.sqrt(layer.side**2 * x.shape[-1])
 
         def uniform(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
             # Drawn flat, for the same numbers: XLA takes seconds to compile a draw with four axes.
@@ -107,37 +134,30 @@ class SimpleCNN(nn.Module):
             return flat.reshape(shape)
 
         return nn.Conv(
-            features,
-            (side, side),
-            strides=stride,
-            padding=self.padding if stride == 1 else "VALID",
+            layer.features or self.num_classes,
+            (layer.side, layer.side),
+            strides=layer.stride,
+            padding=layer.padding,
             dtype=self.dtype,
             kernel_init=uniform,
             bias_init=uniform,
             conv_general_dilated=conv.conv_general_dilated,
-            name=name,
+            name=layer.name,
         )(x)
 
-    def _normalize(self, train: bool, name: str, x: jax.Array) -> jax.Array:
-        """Applies `norm`, with PyTorch's epsilon; statistics are float32."""
-        options = {"epsilon": 1e-5, "dtype": self.dtype, "name": name}
-        if self.norm == "batch":
+    def _normalize(self, x: jax.Array, layer: Layer, train: bool) -> jax.Array:
+        """Normalises; statistics are float32."""
+        options = {"epsilon": EPSILON, "dtype": self.dtype, "name": layer.name}
+        if layer.kind == "batch":
             # Flax's running variance uses biased variances; PyTorch scales them by n / (n - 1).
             return nn.BatchNorm(not train, momentum=0.9, **options)(x)
-        if self.norm == "layer":
+        options["use_fast_variance"] = False
+        if layer.kind == "layer":
             axes = (1, 2, 3)
-            options |= {"reduction_axes": axes, "feature_axes": axes}
-            return nn.LayerNorm(use_fast_variance=False, **options)(x)
-        if self.norm == "group":
-            return nn.GroupNorm(self.num_groups, use_fast_variance=False, **options)(x)
-        return x
-
-    def _downsample(self, x: jax.Array, name: str) -> jax.Array:
-        """Halves height and width, rounded down."""
-        if self.downsample == "strided":
-            return self._conv(x, x.shape[-1], 2, name, stride=2)
-        pool = nn.max_pool if self.downsample == "max" else nn.avg_pool
-        return pool(x, (2, 2), strides=(2, 2))
+            return nn.LayerNorm(reduction_axes=axes, feature_axes=axes, **options)(x)
+        if layer.kind == "group":
+            return nn.GroupNorm(self.num_groups, **options)(x)
+        raise NotImplementedError(f"norm={layer.kind}")
 
 
 def create_model(config: ConfigDict, num_classes: int) -> SimpleCNN:

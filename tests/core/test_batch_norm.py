@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_flax.model import SimpleCNN
+from mnist_flax.model import Layer, SimpleCNN
 
 _ROUNDING = np.finfo(np.float32).eps
 
@@ -16,7 +16,7 @@ class Norm(SimpleCNN):
 
     @nn.compact
     def __call__(self, x, train):
-        return self._normalize(train, "norm", x)
+        return self._normalize(x, Layer("batch", "norm"), train)
 
 
 def create_norm(dtype=jnp.float32):

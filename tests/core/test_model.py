@@ -200,12 +200,12 @@ def test_blocks_that_do_not_fit_together_are_refused(channels, kernel_sizes, opt
         (28, ((5, 5), (3, 3), (1,)), "VALID", None),
         # 28 -> 24 -> 20 -> 10 -> 8 -> 6 -> 3: kernels that just fit, and one that is too large.
         (28, ((5, 5), (3, 3), (3,)), "VALID", None),
-        (28, ((5, 5), (3, 3), (4,)), "VALID", "4x4 of block 3 meets 3x3"),
-        (28, ((5, 5), (3, 8), (1,)), "VALID", "2x2 or more at the end of block 2"),
-        (28, ((5, 5), (3, 9), (1,)), "VALID", "9x9 of block 2 meets 8x8"),
+        (28, ((5, 5), (3, 3), (4,)), "VALID", "conv3_1 is 4x4 and meets 3x3"),
+        (28, ((5, 5), (3, 8), (1,)), "VALID", "downsample2 is 2x2 and meets 1x1"),
+        (28, ((5, 5), (3, 9), (1,)), "VALID", "conv2_2 is 9x9 and meets 8x8"),
         (28, ((5, 5), (3, 8), (4,)), "SAME", None),
-        (28, ((5, 5), (3, 8), (8,)), "SAME", "8x8 of block 3 meets 7x7"),
-        (7, ((5, 5), (3, 3), (1,)), "VALID", "5x5 of block 1 meets 3x3"),
+        (28, ((5, 5), (3, 8), (8,)), "SAME", "conv3_1 is 8x8 and meets 7x7"),
+        (7, ((5, 5), (3, 3), (1,)), "VALID", "conv1_2 is 5x5 and meets 3x3"),
     ],
 )
 def test_kernels_have_to_fit_the_images(side, kernel_sizes, padding, says):

@@ -1,11 +1,13 @@
 """Converts a trained network to a list of layers, which `network.js` applies one by one."""
 
+import types
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-_EPSILON = 1e-5  # for every norm, as in `SimpleCNN`
+from mnist_flax import model
+from mnist_flax.model import Layer
 
 
 class Layers:
@@ -26,29 +28,27 @@ class Layers:
       weights: the numbers of all layers, float32 `[n]`.
 
     Raises:
-      KeyError: the variables do not match the configuration, or `network.js` lacks a part.
+      KeyError: the variables do not match the configuration, or `network.js` lacks a layer.
     """
 
     def __init__(
         self, config: Mapping[str, Any], variables: Mapping[str, Any], mean: float, std: float
     ):
-        self._config, self._params = config, variables["params"]
-        self._stats = variables.get("batch_stats", {})
+        fields = {name.removeprefix("model."): value for name, value in config.items()}
+        self._config, self._variables = types.SimpleNamespace(**fields), variables
         self.layers: list[dict[str, Any]] = []
         self._arrays: list[np.ndarray] = []
         self._add("affine", np.array(1 / (255 * std)), np.array(-mean / std))
-        is_before = config["model.norm_position"] == "before"
-        for block, widths in enumerate(config["model.channels"], 1):
-            if block > 1:
-                self._downsample(f"downsample{block - 1}")
-            for layer in range(1, len(widths) + 1):
-                self._conv(f"conv{block}_{layer}")
-                if not is_before:
-                    self._add("relu")
-                self._normalize(f"norm{block}_{layer}")
-                if is_before:
-                    self._add("relu")
-        self._conv("classifier")
+        for layer in model.layers(self._config):
+            match layer.kind:
+                case "conv":
+                    self._conv(layer)
+                case "batch" | "layer" | "group":
+                    self._norm(layer)
+                case "relu" | "max" | "avg":
+                    self._add(layer.kind)
+                case _:
+                    raise KeyError(layer.kind)
         self._add("mean")
         self.weights = np.concatenate([np.ravel(array) for array in self._arrays], dtype=np.float32)
 
@@ -57,31 +57,22 @@ class Layers:
         self.layers.append({"operation": operation, "sizes": sizes, **options})
         self._arrays += arrays
 
-    def _conv(self, name: str, stride: int = 1) -> None:
-        kernel, bias = (self._params[name][part] for part in ("kernel", "bias"))
-        side, features = kernel.shape[0], kernel.shape[-1]
-        total = side - 1 if self._config["model.padding"] == "SAME" and stride == 1 else 0
+    def _conv(self, layer: Layer) -> None:
+        kernel, bias = (self._variables["params"][layer.name][part] for part in ("kernel", "bias"))
+        total = layer.side - 1 if layer.padding == "SAME" else 0
         padding = [total // 2, total - total // 2]
         # One row per feature, so that a product reads memory in order.
-        rows = kernel.reshape(-1, features).T
-        self._add("conv", rows, bias, side=side, stride=stride, padding=padding)
+        rows = kernel.reshape(-1, len(bias)).T
+        self._add("conv", rows, bias, side=layer.side, stride=layer.stride, padding=padding)
 
-    def _normalize(self, name: str) -> None:
-        norm = self._config["model.norm"]
-        if norm == "none":
-            return
-        scale, bias = (np.float64(self._params[name][part]) for part in ("scale", "bias"))
-        if norm == "batch":
-            scale = scale / np.sqrt(np.float64(self._stats[name]["var"]) + _EPSILON)
-            bias = bias - self._stats[name]["mean"] * scale
+    def _norm(self, layer: Layer) -> None:
+        params = self._variables["params"][layer.name]
+        scale, bias = (np.float64(params[part]) for part in ("scale", "bias"))
+        if layer.kind == "batch":
+            stats = self._variables["batch_stats"][layer.name]
+            scale = scale / np.sqrt(np.float64(stats["var"]) + model.EPSILON)
+            bias = bias - stats["mean"] * scale
         else:
-            groups = {"layer": 1, "group": self._config["model.num_groups"]}[norm]
-            self._add("normalize", groups=groups, epsilon=_EPSILON)
+            groups = self._config.num_groups if layer.kind == "group" else 1
+            self._add("normalize", groups=groups, epsilon=model.EPSILON)
         self._add("affine", scale, bias)
-
-    def _downsample(self, name: str) -> None:
-        kind = self._config["model.downsample"]
-        if kind == "strided":
-            self._conv(name, stride=2)
-        else:
-            self._add({"max": "max", "avg": "avg"}[kind])
