@@ -86,9 +86,8 @@ def sample_views(key: jax.Array, side: int, config: ConfigDict) -> AffineParams:
     There are `evaluation.num_views - 1` of them, since the first view is the image itself. Their
     ranges are those for training (even if disabled there), narrowed by `evaluation.strength`.
     """
-    evaluation = config.evaluation
-    key, num_maps = Stream.VIEWS.key(key), evaluation.num_views - 1
-    return sample_params(key, num_maps, side, config.augment, evaluation.strength)
+    num_maps, strength = config.evaluation.num_views - 1, config.evaluation.strength
+    return sample_params(Stream.VIEWS.key(key), num_maps, side, config.augment, strength)
 
 
 def _source_points(params: AffineParams, height: int, width: int) -> tuple[jax.Array, jax.Array]:

@@ -10,14 +10,13 @@ from mnist_flax.errors import UserError, check_choice, refused
 from mnist_flax.sources import Split, UnreachableError, checksum, sample, tfds
 from mnist_flax.streams import Stream
 
-NAMES = tuple(tfds.TITLES)
 SOURCES = ("auto", "tfds", "sample")
 
 
 class Dataset(NamedTuple):
     """Images and labels in memory, with their names."""
 
-    name: str  # one of `NAMES`
+    name: str  # one of `tfds.TITLES`
     source: str  # 'tfds' or 'sample'
     class_names: tuple[str, ...]
     train: Split
@@ -64,7 +63,7 @@ def load(config: ConfigDict, seed: int) -> Dataset:
       UserError: a named choice is unknown; a file is missing, damaged or not the expected one; or
         the host cannot be reached and there is no sample to fall back on.
     """
-    check_choice("name", config.name, NAMES)
+    check_choice("name", config.name, tfds.TITLES)
     check_choice("source", config.source, SOURCES)
     note = "asked for by config.dataset.source=sample" if config.source == "sample" else ""
     if not note:
@@ -78,7 +77,6 @@ def load(config: ConfigDict, seed: int) -> Dataset:
     if note:
         loaded = sample.load()
     train, validation = loaded.train, None
-    check_validation_size(config.validation_size, len(train))
     if config.validation_size:
         train, validation = split_validation(train, config.validation_size, seed)
     return Dataset(
@@ -93,13 +91,6 @@ def load(config: ConfigDict, seed: int) -> Dataset:
     )
 
 
-def check_validation_size(size: int, train_size: int) -> None:
-    """Raises a `UserError` unless a validation split of `size` leaves images to train on."""
-    if size >= train_size:
-        allowed = f"below the {train_size:,} training images"
-        raise refused("config.dataset.validation_size", size, allowed)
-
-
 def normalize(images: Any, mean: float, std: float) -> Any:
     """Returns `(images / 255 - mean) / std`, float32, of a NumPy or JAX array in 0..255."""
     return (images.astype(np.float32) / 255 - mean) / std
@@ -110,12 +101,17 @@ def split_validation(train: Split, size: int, seed: int) -> tuple[Split, Split]:
 
     The same seed sets the same images aside. Returns the remaining training split and the
     validation split, both in the order of `train`.
+
+    Raises:
+      UserError: no image would be left to train on.
     """
+    if size >= len(train):
+        allowed = f"below the {len(train):,} training images"
+        raise refused("config.dataset.validation_size", size, allowed)
     counts = np.bincount(train.labels)
     shares = size * counts / len(train)
     quotas = np.floor(shares).astype(int)
-    largest_remainders = np.argsort(quotas - shares, kind="stable")
-    quotas[largest_remainders[: size - quotas.sum()]] += 1
+    quotas[np.argsort(quotas - shares, kind="stable")[: size - quotas.sum()]] += 1
     key = Stream.VALIDATION_SPLIT.key(jax.random.key(seed))
     order = np.asarray(jax.random.permutation(key, len(train)))
     shuffled = train.labels[order]

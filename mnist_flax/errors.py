@@ -1,6 +1,6 @@
 """Errors that the user has to fix, not the programmer."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 
@@ -16,7 +16,7 @@ def refused(name: str, value: Any, allowed: str) -> UserError:
     return UserError(f"{name} must be {allowed}, got {value!r}")
 
 
-def check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
+def check_choice(name: str, value: str, allowed: Collection[str]) -> None:
     """Raises a `UserError` unless `value`, given as `name`, is one of the allowed names."""
-    if value not in (names := tuple(allowed)):
-        raise refused(name, value, f"one of {', '.join(names)}")
+    if value not in allowed:
+        raise refused(name, value, f"one of {', '.join(allowed)}")

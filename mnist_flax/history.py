@@ -40,12 +40,10 @@ class History:
             default=None,
         )
 
-    def extended(
-        self, record: dict[str, Any], steps: Mapping[str, np.ndarray] | None = None
-    ) -> "History":
+    def extended(self, record: dict[str, Any], steps: Mapping[str, np.ndarray]) -> "History":
         """Returns the history with one more epoch: its record, and the metrics of its steps."""
         longer = {
             name: np.append(self.steps.get(name, ()), values).astype(np.float32)
-            for name, values in (steps or {}).items()
+            for name, values in steps.items()
         }
         return dataclasses.replace(self, records=(*self.records, record), steps=longer)

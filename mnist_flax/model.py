@@ -64,7 +64,7 @@ class SimpleCNN(nn.Module):
     width and the channels of a group, with a scale and a bias per channel) or 'none'.
 
     Raises:
-      UserError: a named choice is unknown, or the blocks do not fit together.
+      UserError: a named choice is unknown, or a kernel is larger than its feature maps.
     """
 
     num_classes: int
@@ -82,12 +82,6 @@ class SimpleCNN(nn.Module):
         check_choice("norm", self.norm, NORMS)
         check_choice("norm_position", self.norm_position, NORM_POSITIONS)
         check_choice("padding", self.padding, PADDINGS)
-        if [*map(len, self.channels)] != [*map(len, self.kernel_sizes)]:
-            allowed = f"one kernel for each of channels={self.channels}"
-            raise refused("kernel_sizes", self.kernel_sizes, allowed)
-        n, widths = self.num_groups, [width for block in self.channels for width in block]
-        if self.norm == "group" and (odd := [w for w in widths if n < 1 or w % n]):
-            raise refused("num_groups", n, f"a divisor of {odd[0]} channels")
         super().__post_init__()
 
     @nn.compact
@@ -118,8 +112,7 @@ class SimpleCNN(nn.Module):
         """Raises a `UserError` unless kernels and downsampling fit images of `side` pixels."""
         for layer in layers(self):
             if layer.side > side:
-                meets = f"{layer.name} is {layer.side}x{layer.side} and meets {side}x{side}"
-                allowed = f"no larger than the feature maps ({meets})"
+                allowed = f"no larger than the feature maps ({layer.name} meets {side}x{side})"
                 raise refused("kernel_sizes", self.kernel_sizes, allowed)
             if layer.padding == "VALID":
                 side = (side - layer.side) // layer.stride + 1

@@ -61,28 +61,26 @@ class Trainer:
         """
         started = time.perf_counter()
         create = self._lower(self._create_state, [self._seed_like])
-        shuffle = self._lower(self._shuffle, [create.out_info], 0)
-
-        own, train = [create.out_info, shuffle.out_info], (0, *self._placed.train)
-        images = self._placed.eval_batches["test"][0]
-        jobs: dict[Any, Callable[[], jax.stages.Lowered]] = {
+        state, images = [create.out_info], self._placed.eval_batches["test"][0]
+        shuffle = self._lower(self._shuffle, state, 0)
+        steps = {
             size: functools.partial(
                 self._lower,
                 functools.partial(self._train_step, size=size),
-                own,
-                *train,
+                [*state, shuffle.out_info],
+                0,
+                *self._placed.train,
                 batch_size=size,
                 donate_argnums=0,
             )
             for size in sorted({size for _, size in self.batches}, reverse=True)
         }
-        jobs["predict"] = functools.partial(
-            self._lower, self._predict, own[:1], images, batch_size=len(images)
+        predict = functools.partial(
+            self._lower, self._predict, state, images, batch_size=len(images)
         )
-        self._programs = compilation.start(jobs)
+        self._programs = compilation.start({**steps, "predict": predict})
         self._creator, self._shuffler = create.compile(), shuffle.compile()
-        on_cpu = jax.default_backend() == "cpu"
-        wait(list(self._programs.values())[: 1 if on_cpu else None])
+        wait([*self._programs.values()][: 1 if jax.default_backend() == "cpu" else None])
         self.compile_seconds = time.perf_counter() - started
         return f"{devices.describe()}, compiled in {self.compile_seconds:.1f} s"
 
@@ -143,7 +141,7 @@ class Trainer:
         The `metrics` of each step, `[steps]`, are averaged over all images; `results` are by split.
         """
         num_steps, sizes = len(self.batches), [size for _, size in self.batches]
-        record = {"epoch": epoch, "step": epoch * num_steps}
+        record: dict[str, float] = {"epoch": epoch, "step": epoch * num_steps}
         for name, values in metrics._asdict().items():
             record[f"train/{name}"] = float(np.average(values, weights=sizes))
         for split, result in results.items():
@@ -168,8 +166,8 @@ class Trainer:
     _seed_like = jax.ShapeDtypeStruct((), np.uint32)
 
     def _create_state(self, seed: jax.Array) -> TrainState:
-        shape, num_classes = self._dataset.train.images.shape[1:], len(self._dataset.class_names)
-        return step.create_state(seed, self._config, shape, num_classes, self.schedule)
+        shape, names = self._dataset.train.images.shape[1:], self._dataset.class_names
+        return step.create_state(seed, self._config, shape, len(names), self.schedule)
 
     def _shuffle(self, state: TrainState, epoch: jax.Array) -> jax.Array:
         return step.shuffle(state.key, epoch, len(self._dataset.train))

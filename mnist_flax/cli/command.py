@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -38,9 +39,9 @@ def start(main: Callable[[ConfigDict], None], default_recipe: str = "default.py"
         if positional:
             raise UserError(f"{positional[0]!r} is not a flag; see --help")
         if not isinstance(holder.value, ConfigDict):
-            path = flags.FLAGS["config"].config_filename
+            flag: Any = flags.FLAGS["config"]
             raise UserError(
-                f"--config={path}: no such recipe, or its get_config() does not return a ConfigDict"
+                f"--config={flag.config_filename}: no such recipe, or its get_config() does not return a ConfigDict"
             )
         fields.check(holder.value)
         return [holder]

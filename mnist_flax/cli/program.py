@@ -31,7 +31,8 @@ def run(
       parse: by default, it parses the flags and returns the other arguments.
     """
     _prepare()
-    status, text = 0, ""
+    status: Any = 0
+    text = ""
     try:
         with signals.handled():
             main(_parsed(parse))

@@ -40,6 +40,7 @@ def _number(interval: str) -> Field:
     def accepts(value: Any) -> bool:
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
             return False
+        value = float(value)
         above = value >= low if interval[0] == "[" else value > low
         below = value <= high if interval[-1] == "]" else value < high
         return math.isfinite(value) and above and below
@@ -104,7 +105,7 @@ FIELDS: dict[str, Field] = {
     "num_epochs": _integer(1, 1_000_000),
     "batch_size": _integer(1, tfds.TRAIN_SIZE),
     "label_smoothing": _number("[0, 1)"),
-    "dataset.name": _choice(*data.NAMES),
+    "dataset.name": _choice(*tfds.TITLES),
     "dataset.source": _choice(*data.SOURCES),
     "dataset.data_dir": Field(
         lambda v: isinstance(v, str | os.PathLike) and not is_url(v), "empty or a folder"
@@ -167,21 +168,39 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.{name} is missing; it must be {field.allowed}")
         if not field.accepts(values[name]):
             raise refused(f"config.{name}", values[name], field.allowed)
+    _check_network(config.model)
+    _check_images(config.dataset, config.batch_size)
+
+
+def _check_network(network: ConfigDict) -> None:
+    channels, kernels = network.channels, network.kernel_sizes
+    if [*map(len, channels)] != [*map(len, kernels)]:
+        allowed = f"one kernel for each of channels={channels}"
+        raise refused("config.model.kernel_sizes", kernels, allowed)
+    groups = network.num_groups
+    odd = [width for block in channels for width in block if width % groups]
+    if network.norm == "group" and odd:
+        raise refused("config.model.num_groups", groups, f"a divisor of {odd[0]} channels")
     try:
-        model.create_model(config.model, num_classes=10).check_side(SIDE)
+        model.create_model(network, num_classes=10).check_side(SIDE)
     except UserError as error:
         raise UserError(f"config.model.{error}") from None
-    dataset, is_sample = config.dataset, config.dataset.source == "sample"
+
+
+def _check_images(dataset: ConfigDict, batch_size: int) -> None:
+    is_sample = dataset.source == "sample"
     if is_sample and dataset.name != "mnist":
         raise refused("config.dataset.source", "sample", f"auto or tfds for {dataset.name}")
     if is_sample and dataset.manual_dir:
         allowed = "empty with config.dataset.source=sample"
         raise refused("config.dataset.manual_dir", dataset.manual_dir, allowed)
     train_size = sample.TRAIN_SIZE if is_sample else tfds.TRAIN_SIZE
-    data.check_validation_size(dataset.validation_size, train_size)
-    if config.batch_size > (num_images := train_size - dataset.validation_size):
+    if (num_images := train_size - dataset.validation_size) < 1:
+        allowed = f"below the {train_size:,} training images"
+        raise refused("config.dataset.validation_size", dataset.validation_size, allowed)
+    if batch_size > num_images:
         allowed = f"at most the {num_images:,} training images"
-        raise refused("config.batch_size", config.batch_size, allowed)
+        raise refused("config.batch_size", batch_size, allowed)
 
 
 def unknown(name: str) -> UserError:

@@ -105,10 +105,14 @@ def start(jobs: Mapping[Any, Callable[[], jax.stages.Lowered]]) -> dict[Any, Fut
     Returns:
       The futures of the compiled programs, by name.
     """
+
+    def compile_(lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Compiled:
+        return lower().compile()
+
     compiler = ThreadPoolExecutor(1)
     programs = {}
     for name, lower in jobs.items():
-        programs[name] = compiler.submit(lambda lower=lower: lower().compile())
+        programs[name] = compiler.submit(compile_, lower)
         if jax.default_backend() == "cpu":
             compiler.submit(lower_priority)
     compiler.shutdown(wait=False)  # the thread ends after the last one
