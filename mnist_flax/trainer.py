@@ -80,7 +80,8 @@ class Trainer:
         )
         self._programs = compilation.start({**steps, "predict": predict})
         self._creator, self._shuffler = create.compile(), shuffle.compile()
-        wait([*self._programs.values()][: 1 if jax.default_backend() == "cpu" else None])
+        needed = 1 if jax.default_backend() == "cpu" else None
+        wait([*self._programs.values()][:needed])
         self.compile_seconds = time.perf_counter() - started
         return f"{devices.describe()}, compiled in {self.compile_seconds:.1f} s"
 
