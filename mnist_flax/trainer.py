@@ -80,8 +80,7 @@ class Trainer:
         )
         self._programs = compilation.start({**steps, "predict": predict})
         self._creator, self._shuffler = create.compile(), shuffle.compile()
-        needed = 1 if jax.default_backend() == "cpu" else None
-        wait([*self._programs.values()][:needed])
+        wait([*self._programs.values()][: 1 if jax.default_backend() == "cpu" else None])
         self.compile_seconds = time.perf_counter() - started
         return f"{devices.describe()}, compiled in {self.compile_seconds:.1f} s"
 

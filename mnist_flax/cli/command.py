@@ -41,7 +41,8 @@ def start(main: Callable[[ConfigDict], None], default_recipe: str = "default.py"
         if not isinstance(holder.value, ConfigDict):
             flag: Any = flags.FLAGS["config"]
             raise UserError(
-                f"--config={flag.config_filename}: no such recipe, or its get_config() does not return a ConfigDict"
+                f"--config={flag.config_filename}: no such recipe, or its get_config() does not "
+                "return a ConfigDict"
             )
         fields.check(holder.value)
         return [holder]

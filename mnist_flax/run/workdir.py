@@ -5,7 +5,7 @@ import datetime
 import json
 import os
 import pathlib
-import platform
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -177,35 +177,26 @@ def _lock(folder: pathlib.Path) -> tuple[Any, str]:
         return None, ""
     # Stays open as long as the process runs.
     file = open(folder / ".lock", "a+")  # noqa: SIM115
-    warning = ""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        with file:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
+        file.close()
         raise UserError(
-            f"--workdir={folder} is in use by {owner}; choose another folder, or wait"
+            f"--workdir={folder} is in use by another process; choose another folder, or wait"
         ) from None
     except OSError as error:
         if not is_not_offered(error):
             raise
         reason = f"{folder} cannot be locked here ({error.strerror})"
-        warning = f"warning: {reason}; make sure that no other run uses it"
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}")
-    file.flush()
-    return file, warning
+        return file, f"warning: {reason}; make sure that no other run uses it"
+    return file, ""
 
 
 def _make_dated() -> pathlib.Path:
-    """Creates `runs/<date>_<time>`, with a number appended if that folder exists."""
-    name = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    number = 1
+    """Creates `runs/<date>_<time>`; waits for the next second if that folder exists."""
     while True:
-        folder = pathlib.Path("runs") / (name if number == 1 else f"{name}_{number}")
-        try:
+        folder = pathlib.Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        with contextlib.suppress(FileExistsError):
             folder.mkdir(parents=True)
             return folder
-        except FileExistsError:
-            number += 1
+        time.sleep(0.1)
