@@ -3,6 +3,7 @@
 A new field gets a row in `FIELDS`.
 """
 
+import difflib
 import math
 import numbers
 import os
@@ -25,27 +26,22 @@ class Field(NamedTuple):
     allowed: str  # reads after "must be"
 
 
-def _integer(low: int, high: int) -> Field:
-    def accepts(value: Any) -> bool:
-        is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        return is_integer and low <= value <= high
-
-    return Field(accepts, f"an integer from {low:,} to {high:,}")
-
-
-def _number(interval: str) -> Field:
+def _number(interval: str, kind: type = numbers.Real, words: str = "a number") -> Field:
     """Allows finite numbers in an interval in mathematical notation: '[0, 1)', '(0, inf)'."""
     low, high = (float(bound) for bound in interval[1:-1].split(","))
 
     def accepts(value: Any) -> bool:
-        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        if not isinstance(value, kind) or isinstance(value, bool):
             return False
-        value = float(value)
         above = value >= low if interval[0] == "[" else value > low
         below = value <= high if interval[-1] == "]" else value < high
         return math.isfinite(value) and above and below
 
-    return Field(accepts, f"a number in {interval}")
+    return Field(accepts, f"{words} in {interval}")
+
+
+def _integer(low: int, high: int) -> Field:
+    return _number(f"[{low}, {high}]", numbers.Integral, "an integer")
 
 
 def _choice(*names: str) -> Field:
@@ -205,7 +201,5 @@ def _check_images(dataset: ConfigDict, batch_size: int) -> None:
 
 def unknown(name: str) -> UserError:
     """Returns the error for a field that does not exist."""
-    group = name.rpartition(".")[0]
-    siblings = [field for field in FIELDS if field.rpartition(".")[0] == group] or list(FIELDS)
-    shown = name if name.isprintable() else ascii(name)  # an error is one line
-    return UserError(f"config.{shown} is not a field; there are {', '.join(siblings)}")
+    [close] = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0)
+    return UserError(f"config.{ascii(name)[1:-1]} is not a field; the closest is config.{close}")
