@@ -26,7 +26,7 @@ class Field(NamedTuple):
     allowed: str  # reads after "must be"
 
 
-def _number(interval: str, kind: type = numbers.Real, words: str = "a number") -> Field:
+def _number(interval: str, kind: Any = numbers.Real, words: str = "") -> Field:
     """Allows finite numbers in an interval in mathematical notation: '[0, 1)', '(0, inf)'."""
     low, high = (float(bound) for bound in interval[1:-1].split(","))
 
@@ -37,11 +37,12 @@ def _number(interval: str, kind: type = numbers.Real, words: str = "a number") -
         below = value <= high if interval[-1] == "]" else value < high
         return math.isfinite(value) and above and below
 
-    return Field(accepts, f"{words} in {interval}")
+    return Field(accepts, words or f"a number in {interval}")
 
 
 def _integer(low: int, high: int) -> Field:
-    return _number(f"[{low}, {high}]", numbers.Integral, "an integer")
+    words = f"an integer from {low:,} to {high:,}"
+    return _number(f"[{low}, {high}]", numbers.Integral, words)
 
 
 def _choice(*names: str) -> Field:
@@ -201,5 +202,6 @@ def _check_images(dataset: ConfigDict, batch_size: int) -> None:
 
 def unknown(name: str) -> UserError:
     """Returns the error for a field that does not exist."""
-    [close] = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0)
-    return UserError(f"config.{ascii(name)[1:-1]} is not a field; the closest is config.{close}")
+    close = difflib.get_close_matches(name, FIELDS, n=1)
+    hint = f"did you mean config.{close[0]}?" if close else "docs/flags.md lists them"
+    return UserError(f"config.{ascii(name)[1:-1]} is not a field; {hint}")
