@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 from mnist_flax import augment, data, model, optimizer
 from mnist_flax.errors import UserError, refused
 from mnist_flax.run.configs import flatten
-from mnist_flax.runtime.files import is_url
 from mnist_flax.sources import SIDE, sample, tfds
 
 
@@ -89,12 +88,8 @@ def _are_tags(value: Any) -> bool:
     )
 
 
-def _is_folder(value: Any) -> bool:
-    is_path = isinstance(value, str | os.PathLike)
-    return is_path and (not os.fspath(value) or os.path.isdir(os.path.expanduser(value)))
-
-
 _BOOLEAN = Field(lambda v: isinstance(v, bool), "True or False")
+_PATH = Field(lambda v: isinstance(v, str | os.PathLike), "empty or a folder")
 _RESERVED = "/\\#?%:"  # in W&B's URLs
 
 FIELDS: dict[str, Field] = {
@@ -104,10 +99,8 @@ FIELDS: dict[str, Field] = {
     "label_smoothing": _number("[0, 1)"),
     "dataset.name": _choice(*tfds.TITLES),
     "dataset.source": _choice(*data.SOURCES),
-    "dataset.data_dir": Field(
-        lambda v: isinstance(v, str | os.PathLike) and not is_url(v), "empty or a folder"
-    ),
-    "dataset.manual_dir": Field(_is_folder, "empty or an existing folder"),
+    "dataset.data_dir": _PATH,
+    "dataset.manual_dir": _PATH,
     "dataset.validation_size": _integer(0, tfds.TRAIN_SIZE - 1),
     "augment.enabled": _BOOLEAN,
     "augment.rotation": _number("[0, 180]"),
