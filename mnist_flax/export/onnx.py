@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, checker, helper, numpy_helper
 
-from mnist_flax import model
 from mnist_flax.errors import UserError
 from mnist_flax.export.weights import state_dict
-from mnist_flax.predict import Classifier
+from mnist_flax.model import EPSILON, layers
+from mnist_flax.predict.classifier import Classifier
 
 USE = "to use it: onnxruntime.InferenceSession('{path}').run(None, {{'images': images}})"
 _OPSET, _IR_VERSION = 21, 10  # of ONNX 1.16, the first whose GroupNormalization matches Flax's
@@ -54,27 +54,27 @@ def _nodes(config: Any) -> list[NodeProto]:
     add("Transpose", perm=(0, 3, 1, 2))
     for operation, operand in (("Div", "scale"), ("Sub", "mean"), ("Div", "std")):
         add(operation, operand)
-    for layer in model.layers(config):
+    pool = {"kernel_shape": (2, 2), "strides": (2, 2)}
+    for layer in layers(config):
         weights = [f"{layer.name}.{part}" for part in ("weight", "bias")]
-        strides = (layer.stride, layer.stride)
         match layer.kind:
             case "conv":
                 padding = "SAME_UPPER" if layer.padding == "SAME" else "VALID"
-                add("Conv", *weights, auto_pad=padding, strides=strides)
-            case "batch":
-                weights += [f"{layer.name}.{part}" for part in ("running_mean", "running_var")]
-                add("BatchNormalization", *weights, epsilon=model.EPSILON)
-            case "layer":
-                add("LayerNormalization", *weights, axis=1, epsilon=model.EPSILON)
-            case "group":
-                groups = {"num_groups": config.num_groups}
-                add("GroupNormalization", *weights, epsilon=model.EPSILON, **groups)
+                add("Conv", *weights, auto_pad=padding, strides=(layer.stride, layer.stride))
             case "relu":
                 add("Relu")
+            case "batch":
+                weights += [f"{layer.name}.{part}" for part in ("running_mean", "running_var")]
+                add("BatchNormalization", *weights, epsilon=EPSILON)
+            case "layer":
+                add("LayerNormalization", *weights, epsilon=EPSILON, axis=1)
+            case "group":
+                groups = config.num_groups
+                add("GroupNormalization", *weights, epsilon=EPSILON, num_groups=groups)
             case "max":
-                add("MaxPool", kernel_shape=(layer.side, layer.side), strides=strides)
+                add("MaxPool", **pool)
             case "avg":
-                add("AveragePool", kernel_shape=(layer.side, layer.side), strides=strides)
+                add("AveragePool", **pool)
             case kind:
                 raise UserError(f"{kind!r} layers cannot be exported to ONNX")
     for operation in ("GlobalAveragePool", "Flatten", "Softmax"):

@@ -3,7 +3,7 @@
 from safetensors import numpy as safetensors
 
 from mnist_flax.export.weights import state_dict
-from mnist_flax.predict import Classifier
+from mnist_flax.predict.classifier import Classifier
 
 USE = "to use it, see docs/use.md: load_state_dict(safetensors.torch.load_file('{path}'))"
 

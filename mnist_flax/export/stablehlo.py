@@ -2,10 +2,11 @@
 
 import flatbuffers  # noqa: F401  jax.export needs it, but JAX does not require it
 import jax
+import jax.numpy as jnp
 from jax import export as jax_export
 
 from mnist_flax import data, model
-from mnist_flax.predict import Classifier
+from mnist_flax.predict.classifier import Classifier
 
 USE = "to use it: jax.export.deserialize(bytearray(open('{path}', 'rb').read())).call(images)"
 _PLATFORMS = ("cpu", "cuda", "tpu")
@@ -13,9 +14,8 @@ _PLATFORMS = ("cpu", "cuda", "tpu")
 
 def export(classifier: Classifier) -> bytes:
     """Returns a function of uint8 `[n, height, width, channels]`, for any n, on all platforms."""
-    about, config = classifier.about, classifier.config.model.copy_and_resolve_references()
-    config.dtype = "float32"
-    network = model.create_model(config, len(about.class_names))
+    about, config = classifier.about, classifier.config.model
+    network = model.create_model(config, len(about.class_names)).clone(dtype=jnp.float32)
     variables = jax.device_get(classifier.state.eval_variables)
 
     def probabilities(images: jax.Array) -> jax.Array:

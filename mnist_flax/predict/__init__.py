@@ -5,17 +5,15 @@
     classifier = predict.load("runs/1")
     probabilities = classifier(images)  # uint8 [n, 28, 28] -> float32 [n, classes]
 
-It needs only the folder of the run: no training data, no W&B, and not the machine that trained it.
-Only `export` imports this folder.
+It needs only a checkpoint: no training data, no W&B, and not the machine that trained it. Only
+`export` imports this folder.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import os
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mnist_flax.predict.classifier import Classifier, load
-
-__all__ = ["Classifier", "load"]
+    from mnist_flax.predict.classifier import Classifier
 
 CHECKPOINT_HELP = (  # of the commands that load a run
     "latest, best, or the number of an epoch. By default, the best if it was chosen on a "
@@ -23,8 +21,17 @@ CHECKPOINT_HELP = (  # of the commands that load a run
 )
 
 
-def __getattr__(name: str) -> Any:
-    """Imports JAX only when needed, so that the command can check its environment first."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("mnist_flax.predict.classifier"), name)
+def load(run: str | os.PathLike, checkpoint: str | int = "") -> "Classifier":
+    """Loads the network of a run onto the first device.
+
+    Args:
+      run: the folder of the run, or a copy of it, or the file of a checkpoint alone.
+      checkpoint: of a folder, 'latest', 'best', or the number of an epoch. By default, the best if
+        it was chosen on a validation split, otherwise the latest.
+
+    Raises:
+      UserError: the folder does not hold the checkpoint, or it cannot be read or is damaged.
+    """
+    from mnist_flax.predict import classifier  # imports JAX, which takes a second
+
+    return classifier.load(run, checkpoint)

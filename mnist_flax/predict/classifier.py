@@ -1,25 +1,21 @@
-"""Loads the network of a run from its folder."""
+"""Loads the network of a run from a checkpoint."""
 
 import functools
-import json
+import os
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
-from mnist_flax import data, optimizer, step
-from mnist_flax.errors import UserError
+from mnist_flax import data, model, step
+from mnist_flax.errors import UserError, refused
 from mnist_flax.history import History
-from mnist_flax.run import configs, fields
-from mnist_flax.run.checkpoint import DIGESTS, read, read_history
+from mnist_flax.run import configs
+from mnist_flax.run.checkpoint import Checkpoints, read
 from mnist_flax.run.summary import About
-from mnist_flax.run.workdir import DATASET
 from mnist_flax.runtime import compilation, devices
 from mnist_flax.runtime.files import expand, explain
 from mnist_flax.step import TrainState
@@ -31,25 +27,23 @@ class Classifier:
     Attributes:
       config: the whole configuration of the run.
       about: the data set that the run was trained on.
-      identity: the identity of that data set, as `Dataset.identity` returns it.
-      state: the training state in the checkpoint, which contains the network's parameters.
-      epoch: the epoch of the checkpoint.
-      is_best: whether every earlier epoch was worse.
-      is_chosen_on_test: whether the best epoch was chosen by its accuracy on the test set.
+      state: the training state in the checkpoint, without that of the optimiser.
+      history: the epochs that led to it, and the identity of the data.
     """
 
     def __init__(self, config: ConfigDict, about: About, state: TrainState, history: History):
-        assert history.best is not None
-        self.config, self.about, self.state = config, about, state
-        self.identity, self.epoch = history.data, history.epoch
-        self.is_best = history.best["epoch"] == history.epoch
-        self.is_chosen_on_test = "validation/accuracy" not in history.best
+        self.config, self.about, self.state, self.history = config, about, state, history
         self._logits = jax.jit(self.logits, compiler_options=compilation.compiler_options())
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes, in the order of the probabilities."""
         return self.about.class_names
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the checkpoint."""
+        return self.history.epoch
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Returns probabilities, float32 `[n, classes]`.
@@ -64,10 +58,8 @@ class Classifier:
         if images.ndim == 3:
             images = images[..., None]
         if images.dtype != np.uint8 or images.shape[1:] != self.about.image_shape:
-            raise UserError(
-                f"images are {images.dtype} {images.shape}; allowed: uint8 "
-                f"(n, {', '.join(map(str, self.about.image_shape))})"
-            )
+            allowed = f"uint8 and each of shape {self.about.image_shape}"
+            raise UserError(f"images must be {allowed}, got {images.dtype} {images.shape}")
         # Predict as many at a time as a run's evaluation does, so that the rounding is the same.
         size = devices.predicted_at_a_time()
         padded = np.pad(images, [(0, -len(images) % size), *[(0, 0)] * 3])
@@ -82,102 +74,56 @@ class Classifier:
         return step.predict(self.state, images, config=self.config, normalize=normalize)
 
 
-def load(workdir: str, checkpoint: str = "") -> Classifier:
-    """Loads the network of a run onto the first device.
-
-    Args:
-      workdir: the folder of the run, or a copy of it.
-      checkpoint: 'latest', 'best', or the number of an epoch. By default, the best if it was
-        chosen on a validation split, otherwise the latest.
-
-    Raises:
-      UserError: the folder does not hold the checkpoint, or the checkpoint is damaged.
-    """
+def load(run: str | os.PathLike, checkpoint: str | int = "") -> Classifier:
+    """See `mnist_flax.predict.load`."""
     compilation.set_up()
-    folder = expand(workdir)
-    config, about = _config(folder), _about(folder)
-    has_validation = config.dataset.validation_size > 0
-    schedule = optimizer.create_schedule(config.optimizer, 1, 1)  # required, but never used here
-    create = functools.partial(
-        step.create_state,
-        config=config,
-        image_shape=about.image_shape,
-        num_classes=len(about.class_names),
-        schedule=schedule,
-    )
-    device = SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-        jax.eval_shape(create, jnp.uint32(0)),
-    )
-    path = folder / "checkpoints"
+    path = expand(run)
     try:
-        path = _find(folder, checkpoint, has_validation)
-        state, history = read(path, like)
-    except UserError:
-        raise
-    except Exception as error:  # Orbax raises many types of errors for damaged files
-        reason = f"{path} cannot be read: {explain(error)}"
-        raise UserError(f"{reason}; choose another --checkpoint") from None
-    return Classifier(config, about, state, history)
+        if path.is_dir():
+            path = _find(path, str(checkpoint))
+        elif checkpoint != "":
+            raise refused("--checkpoint", checkpoint, f"empty for the single file {path}")
+        saved = read(path)
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: {explain(error)}") from None
+    config, about = _config(saved.config, path), About(**_as_tuples(saved.about))
+    network = model.create_model(config.model, len(about.class_names))
+    arrays = jax.device_put({**saved.state, "opt_state": ()}, jax.devices()[0])
+    arrays["key"] = jax.random.wrap_key_data(arrays["key"])
+    state = TrainState(apply_fn=network.apply, tx=None, **arrays)
+    return Classifier(config, about, state, saved.history)
 
 
-def _config(folder: pathlib.Path) -> ConfigDict:
-    """Returns the configuration of a run; fields newer than the run have their defaults."""
-    values = configs.default_values() | configs.flatten(_json(folder / "config.json"))
-    for name in values:
-        if name not in fields.FIELDS and not name.startswith("study."):
-            version = f"another version, which has config.{name}"
-            raise UserError(f"{folder} is a run of {version}; use that version")
-    tuples = {name: _as_tuples(value) for name, value in values.items()}
-    return ConfigDict(traverse_util.unflatten_dict(tuples, sep="."))
-
-
-def _about(folder: pathlib.Path) -> About:
-    values = {name: _as_tuples(value) for name, value in _json(folder / DATASET).items()}
-    try:
-        return About(**values)
-    except TypeError:
-        raise UserError(f"{folder / DATASET} does not describe the data set of a run") from None
-
-
-def _as_tuples(value: Any) -> Any:
-    """Converts lists to the tuples that they were before JSON."""
-    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
-
-
-def _json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        older = "; for an older run, repeat its command with --workdir first"
-        raise UserError(
-            f"{path.parent} is not the folder of a run: it has no {path.name}"
-            + (older if path.name == DATASET else "")
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} does not come from a run")
-    return content
-
-
-def _find(folder: pathlib.Path, checkpoint: str, has_validation: bool) -> pathlib.Path:
-    """Returns the folder of the checkpoint that `checkpoint` names."""
-    checkpoints = folder / "checkpoints"
-    complete = [path.parent.name for path in checkpoints.glob(f"*/{DIGESTS}")]
-    epochs = sorted(int(name) for name in complete if name.isdecimal() and int(name) > 0)
+def _find(folder: pathlib.Path, which: str) -> pathlib.Path:
+    """Returns the checkpoint that `which` names in the folder of a run."""
+    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+    epochs = [epoch for epoch in checkpoints.epochs() if epoch > 0]
     if not epochs:
-        raise UserError(f"{checkpoints} holds no finished epoch; resume the run first")
-    which = checkpoint or ("best" if has_validation else "latest")
-    if which == "latest":
-        return checkpoints / str(epochs[-1])
-    if which == "best":
-        best = read_history(checkpoints / str(epochs[-1])).best  # the newest knows all epochs
-        return checkpoints / str(best["epoch"] if best else epochs[-1])
-    if which not in map(str, epochs):
-        kept: Sequence[Any] = ("latest", "best", *epochs)
-        raise UserError(
-            f"--checkpoint={checkpoint} does not exist; allowed: {', '.join(map(str, kept))}"
-        )
-    return checkpoints / which
+        raise UserError(f"{folder} is not the folder of a run, or it has not finished an epoch")
+    if which in map(str, epochs):
+        return checkpoints.path(int(which))
+    if which not in ("", "latest", "best"):
+        names = ", ".join(map(str, ("latest", "best", *epochs)))
+        raise refused("--checkpoint", which, f"one of {names}")
+    newest = checkpoints.path(epochs[-1])
+    best = read(newest).history.best or {}  # the newest knows all epochs
+    is_chosen = which == "best" or (not which and "validation/accuracy" in best)
+    return checkpoints.path(best["epoch"]) if is_chosen else newest
+
+
+def _config(saved: dict[str, Any], path: pathlib.Path) -> ConfigDict:
+    """Returns the configuration of a run; fields newer than the run have their defaults."""
+    defaults = configs.default_values()
+    # The study's fields are not used here, and older versions had others.
+    values = configs.flatten({**saved, "study": {}})
+    if unknown := values.keys() - defaults.keys():
+        version = f"another version, which has config.{min(unknown)}"
+        raise UserError(f"{path} is from {version}; use that version")
+    return ConfigDict(traverse_util.unflatten_dict(_as_tuples(defaults | values), sep="."))
+
+
+def _as_tuples(values: Any) -> Any:
+    """Converts the lists in a tree to the tuples that they were before JSON."""
+    if isinstance(values, dict):
+        return {name: _as_tuples(value) for name, value in values.items()}
+    return tuple(map(_as_tuples, values)) if isinstance(values, list) else values

@@ -56,7 +56,7 @@ def in_a_clean_process(tmp_path, images):
 
 
 def assert_same(actual: np.ndarray, finished, images: np.ndarray) -> None:
-    expected = predict.load(str(finished))(images)
+    expected = predict.load(finished)(images)
     assert actual.dtype == np.float32
     np.testing.assert_array_equal(actual.argmax(1), expected.argmax(1))
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
@@ -125,7 +125,7 @@ def test_averaged_weights_and_a_single_view(averaged, export, images, tmp_path):
     note, wrote = done.stdout.splitlines()
     assert note == "The file uses one view of each image; the run averaged 3 views"
     assert wrote.startswith(f"Wrote {run}/model.onnx, epoch 1, ")
-    classifier = predict.load(str(run), "1")
+    classifier = predict.load(run, 1)
     classifier.config.evaluation.num_views = 1  # before anything is compiled
     session = onnxruntime.InferenceSession(run / "model.onnx")
     actual = session.run(None, {"images": images[:100]})[0]
@@ -135,10 +135,10 @@ def test_averaged_weights_and_a_single_view(averaged, export, images, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--format is missing; allowed: one of stablehlo, onnx, pytorch"),
+        ([], "flag --format=None: Flag --format must have a value"),
         (["--format=tflite"], "flag --format=tflite: value should be one of <stablehlo|onnx|"),
-        (["--format=onnx", "1.png"], "1.png is not a flag; allowed: only flags"),
-        (["--format=onnx", "--checkpoint=9"], "--checkpoint=9 does not exist; allowed: latest"),
+        (["--format=onnx", "1.png"], "'1.png' is not a flag; see --help"),
+        (["--format=onnx", "--checkpoint=9"], "--checkpoint must be one of latest, best"),
         (["--format=onnx", "--output=no/file"], "no/file cannot be written: No such file or"),
         (["--format=onnx", "--output=~nobody-here/file"], "~nobody-here/file: no such user"),
     ],

@@ -11,8 +11,9 @@ import pytest
 from jax import export as jax_export
 
 from configs import default
-from mnist_flax.predict import Classifier
-from mnist_flax.run.history import History
+from mnist_flax.errors import UserError
+from mnist_flax.history import History
+from mnist_flax.predict.classifier import Classifier
 from mnist_flax.run.summary import About
 from tests.parity import reference
 
@@ -78,6 +79,16 @@ def test_onnx(variant):
     session = onnxruntime.InferenceSession(onnx.export(classifier(variant)))
     assert session.get_inputs()[0].shape == ["n", 27, 27, 1]
     assert_same(session.run(None, {"images": images()})[0], variant)
+
+
+def test_a_layer_that_onnx_lacks_is_one_line():
+    pytest.importorskip("onnx")
+    from mnist_flax.export import onnx
+
+    of_another = classifier("-".join(reference.ORIGINAL))
+    of_another.config.model.norm = "instance"
+    with pytest.raises(UserError, match=r"^'instance' layers cannot be exported to ONNX$"):
+        onnx.export(of_another)
 
 
 @EVERY_VARIANT

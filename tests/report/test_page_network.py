@@ -1,19 +1,17 @@
 """The page's network agrees with JAX, and it prepares drawings as `mnist_flax.predict` does."""
 
-import itertools
-
 import jax
 import numpy as np
 import pytest
 
 from configs import default
-from mnist_flax import model
 from mnist_flax.ops import conv
 from mnist_flax.predict.pictures import center
 from mnist_flax.report.page.network import Layers
 from mnist_flax.report.page.render import pack
 from mnist_flax.run.configs import flatten
 from mnist_flax.sources import sample
+from tests.parity.reference import VARIANTS
 from tests.report.pages import (
     MEAN,
     STD,
@@ -23,9 +21,6 @@ from tests.report.pages import (
     random_variables,
 )
 
-COMBINATIONS = list(
-    itertools.product(model.NORMS, model.NORM_POSITIONS, model.DOWNSAMPLES, model.PADDINGS)
-)
 PREDICT = """
 given.networks.map(({layers, weights}) => {
   const predict = createNetwork(layers, Float32Array.from(weights), 28);
@@ -65,10 +60,10 @@ def images():
 def test_every_network_agrees_with_jax(images, monkeypatch):
     # Use XLA's own convolution: without `jit`, its programs are shared by many combinations.
     monkeypatch.setattr(conv, "conv_general_dilated", jax.lax.conv_general_dilated)
-    assert_node_agrees([configured(narrow(), each) for each in COMBINATIONS], images)
+    assert_node_agrees([configured(narrow(), variant.split("-")) for variant in VARIANTS], images)
 
 
-@pytest.mark.parametrize("norm", model.NORMS)
+@pytest.mark.parametrize("norm", ["batch", "layer", "group", "none"])
 def test_the_default_recipes_network_agrees_with_jax(norm, images):
     config = default.get_config()
     config.model.norm = norm
