@@ -18,10 +18,10 @@ from mnist_flax import augment, data
 from mnist_flax.errors import UserError
 from mnist_flax.evaluate import Evaluation
 from mnist_flax.history import History
-from mnist_flax.report.observers import Console, Observer, Page, Pictures, WandB
+from mnist_flax.report.observers import Console, Observer, Page, Pictures
 from mnist_flax.report.page import content
 from mnist_flax.report.progress import Progress
-from mnist_flax.report.tracking import Tracker, run_name
+from mnist_flax.report.tracking import Tracker, WandB, run_name
 from mnist_flax.run import fields
 from mnist_flax.run.checkpoint import Checkpoints
 from mnist_flax.run.configs import default_values, flatten
@@ -262,7 +262,7 @@ def _create_observers(
         extra_tags=["sample"] if dataset.source == "sample" else [],
         say=line,
     )
-    wandb = WandB(tracker, dataset, pictures, page, config.wandb.log_model, line)
+    wandb = WandB(tracker, dataset, pictures, path, config.wandb.log_model, line)
     # W&B logs the pictures, and can stall: everything else is on the disk and said by then.
     return [pictures, page, console, wandb]
 

@@ -1,6 +1,7 @@
 // Draws curves as SVG, and shows their values at the pointer or by the arrow keys.
 //
-// A chart is {title, unit, isLogarithmic, decimals, x, series}; `x` names the axis, for example 'epoch'.
+// A chart is {title, unit, scale, decimals, x, series}; `scale` is 'linear' or 'log', and `x` names the axis, for
+// example 'epoch'.
 // A series is {name, color, isFaint, x, y}, with `x` ascending. The arrow keys skip faint series.
 
 const CHART_HEIGHT = 276;
@@ -102,7 +103,8 @@ function findStop(stops, scales, pointer) {
   return stops.reduce((best, stop) => (distance(stop) < distance(best) ? stop : best));
 }
 
-function createScales({ isLogarithmic, series: all }, width) {
+function createScales({ unit, scale, series: all }, width) {
+  const isLogarithmic = scale === "log";
   const bottom = CHART_HEIGHT - MARGIN.bottom;
   const map = isLogarithmic ? (v) => Math.log10(Math.max(v, 1e-9)) : (v) => v;
   const ys = all.filter((series) => !series.isFaint).flatMap((series) => series.y);
@@ -111,7 +113,7 @@ function createScales({ isLogarithmic, series: all }, width) {
   let [low, high] = [Math.min(...ys), Math.max(...ys)].map(map);
   if (isLogarithmic) [low, high] = [low, Math.max(high, ...faint.map(map))];
   const room = (high - low || 1) * 0.08;
-  [low, high] = [low - room, isLogarithmic ? high + room : Math.min(high + room, 100)];
+  [low, high] = [low - room, unit === "%" ? Math.min(high + room, 100) : high + room];
   const [start, end] = limits(all.flatMap((series) => series.x));
   const x = (v) => MARGIN.left + ((v - start) / (end - start)) * (width - MARGIN.left - MARGIN.right);
   const y = (v) => bottom - ((map(v) - low) / (high - low)) * (bottom - MARGIN.top);
@@ -129,7 +131,7 @@ function limits(xs) {
 function drawChart(chart, scales, cursor) {
   const { width, bottom, x, y } = scales;
   const svg = createSvg("svg", { width, height: CHART_HEIGHT, "aria-hidden": true });
-  for (const value of chart.isLogarithmic ? logTicks(scales) : linearTicks(scales.low, scales.high, 5)) {
+  for (const value of chart.scale === "log" ? logTicks(scales) : linearTicks(scales.low, scales.high, 5)) {
     const line = createSvg("path", { class: "grid", d: `M${MARGIN.left} ${y(value)}H${width - MARGIN.right}` });
     const text = String(Number(value.toPrecision(6)));
     svg.append(line, createSvg("text", { class: "y", x: MARGIN.left - 8, y: y(value) + 4 }, text));

@@ -1,12 +1,12 @@
 """Writes a page as one file: fills a template and includes everything that it needs."""
 
 import base64
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
 import numpy as np
 
+from mnist_flax.report import metrics
 from mnist_flax.report.page import content, digits
 from mnist_flax.report.page.content import Run
 from mnist_flax.report.page.network import Layers
@@ -19,31 +19,18 @@ _DTYPES = (np.float32, np.float16)  # for the weights; the first that fits is us
 def render(run: Run) -> str:
     """Returns the page of a run as HTML below `MAX_BYTES`, without a network that does not fit."""
     data = _data(run)
-    values = {
-        **content.headline(run),
-        "facts": content.facts(run),
-        "groups": content.configuration(run),
-        "call": content.call(run),
-        "rows": content.matrix(run),
-        "num_left_out": max(len(run.test.misclassified) - digits.MAX_WRONG, 0),
-        "records": content.records(run),
-        "class_names": run.dataset.class_names,
-        # The page checks its probabilities against the run's, which are means over the views.
-        "is_comparable": run.config["evaluation.num_views"] == 1,
-    }
     try:
         layers = Layers(run.config, run.variables, run.dataset.mean, run.dataset.std)
     except KeyError:
-        return _fill(values, data, ["The scripts of this page cannot run this kind of network."])
+        return _fill(run, data, "The scripts of this page cannot run this kind of network.")
     for dtype in _DTYPES:
         if layers.weights.size * np.dtype(dtype).itemsize > MAX_BYTES:
             continue
         arrays = {**data["arrays"], "weights": pack(layers.weights.astype(dtype))}
-        full = {**data, "layers": layers.layers, "arrays": arrays}
-        page = _fill(values, full, _notes(run, dtype))
+        page = _fill(run, {**data, "layers": layers.layers, "arrays": arrays})
         if len(page.encode()) <= MAX_BYTES:
             return page
-    return _fill(values, data, ["This network is too large for a page of 4 MB."])
+    return _fill(run, data, "This network is too large for a page of 4 MB.")
 
 
 def _data(run: Run) -> dict[str, Any]:
@@ -64,23 +51,11 @@ def _data(run: Run) -> dict[str, Any]:
         "layers": None,
         "side": images.shape[1],
         "classNames": run.dataset.class_names,
-        "charts": content.charts(run),
+        "charts": metrics.charts(run.history),
         "digits": {"indices": shown.tolist(), "labels": labels[shown].tolist()},
         "examples": np.searchsorted(shown, examples).tolist(),
         "arrays": arrays,
     }
-
-
-def _notes(run: Run, dtype: type) -> list[str]:
-    """Returns sentences on how the page's network differs from the one that the run evaluated."""
-    notes = []
-    if run.config["model.dtype"] != "float32":
-        notes.append(f"The run computed in {run.config['model.dtype']}; this page uses float32.")
-    if dtype is np.float16:
-        notes.append("Its weights are rounded to float16, to keep this file below 4 MB.")
-    if (views := run.config["evaluation.num_views"]) > 1:
-        notes.append(f"The run averaged {views} views of each image; this page uses only one.")
-    return notes
 
 
 def pack(array: np.ndarray) -> dict[str, str]:
@@ -89,20 +64,26 @@ def pack(array: np.ndarray) -> dict[str, str]:
     return {"dtype": array.dtype.name, "base64": base64.b64encode(array.tobytes()).decode()}
 
 
-def _fill(values: dict[str, Any], data: dict[str, Any], notes: list[str]) -> str:
-    return fill("run.html", {**values, "data": data, "notes": notes}, _SCRIPTS)
-
-
-def fill(template: str, values: Mapping[str, Any], scripts: Sequence[str]) -> str:
-    """Returns a template of this folder, filled with values and with the scripts included."""
+def _fill(run: Run, data: dict[str, Any], why_no_network: str = "") -> str:
+    """Returns the template, filled with values and with the scripts included."""
     loader = jinja2.PackageLoader("mnist_flax.report.page", "")
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
-
-    def read(name: str) -> str:
-        """Returns a file of this folder unchanged: Jinja must not interpret its braces."""
-        return loader.get_source(environment, name)[0]
-
-    return environment.get_template(template).render(values, read=read, scripts=scripts)
+    )
+    confusion = run.test.confusion
+    return environment.get_template("run.html").render(
+        run=run,
+        data=data,
+        why_no_network=why_no_network,
+        content=content,
+        records=metrics.thin(run.history.records),
+        num_left_out=max(len(run.test.misclassified) - digits.MAX_WRONG, 0),
+        most=(confusion - np.diag(np.diag(confusion))).max(),  # of the errors in a cell
+        scripts=_SCRIPTS,
+        # Returns a file of this folder unchanged: Jinja must not interpret its braces.
+        read=lambda name: loader.get_source(environment, name)[0],
+    )
