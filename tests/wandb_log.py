@@ -71,6 +71,7 @@ class OfflineRun:
       artifacts: the ArtifactRecords of models, in order.
       axes: the name of each metric's step axis.
       folder: the folder of the run.
+      exit_code: the status with which the run ended.
     """
 
     def __init__(self, below: pathlib.Path, name: str = "offline-run-*") -> None:
@@ -92,5 +93,7 @@ class OfflineRun:
             elif kind == "metric":
                 name = record.metric.name or record.metric.glob_name
                 self.axes[name] = record.metric.step_metric
+            elif kind == "exit":
+                self.exit_code = record.exit.exit_code
             elif kind == "summary":
                 self.summary |= _values(record.summary.update)

@@ -254,6 +254,7 @@ def _draw_bars(
     # A bar is a thick line; its width is in points, 72 to the inch.
     points = 72 * 1.1 * zoom * 0.85 * width
     ax.vlines(x, y, y - 0.38 * probabilities, colors=colors.ravel(), linewidth=points)
-    for label, across in enumerate(x.T):
+    for label, centers in enumerate(x.T):
         ink = np.where(labels == label, _RIGHT, INK)
-        ax.scatter(across, bottom + 0.08, 14 * zoom**2, ink, f"${label}$", linewidths=0)
+        style = {"s": 14 * zoom**2, "c": ink, "marker": f"${label}$", "linewidths": 0}
+        ax.scatter(centers, bottom + 0.08, **style)

@@ -1,6 +1,7 @@
 """Logs to Weights & Biases; whatever happens to W&B, training continues."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import io
 import os
@@ -55,6 +56,7 @@ class Tracker:
         say: Callable[[str], None],
     ):
         self.has_stopped = config.wandb.mode == "disabled"
+        self._is_alone = False
         self.offline_folder = self._folder = ""
         self._say = say
         self._wandb: Any = None
@@ -85,6 +87,8 @@ class Tracker:
             except (Exception, SystemExit) as error:  # W&B may exit with its service's status
                 self.has_stopped = True
                 self._say(f"W&B stopped: {_one_line(error)}")
+                with contextlib.suppress(Exception, SystemExit):
+                    self._leave()
 
         return None if self.has_stopped else self._thread.submit(attempt)
 
@@ -149,7 +153,7 @@ class Tracker:
             self._run = self._init("offline")
         _define_axes(self._run)
         self._folder = os.path.relpath(self._run.settings.sync_dir)
-        if self._run.url:
+        if not self._run.offline and self._run.url:
             self._say(f"W&B: {self._run.url}")
 
     def _init(self, mode: str) -> Any:
@@ -168,7 +172,7 @@ class Tracker:
         return wandb.init(**self._settings, mode=wanted, settings=quiet)
 
     def _leave(self) -> None:
-        """Makes W&B forget our settings, for a notebook's own run after this one."""
+        """Ends W&B's service, with our settings: a notebook may have a run of its own next."""
         if self._is_alone:
             self._wandb.teardown()
 

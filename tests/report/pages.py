@@ -15,11 +15,12 @@ from configs import default
 from mnist_flax import data
 from mnist_flax.data import Dataset, Split
 from mnist_flax.evaluate import evaluate
+from mnist_flax.history import History
 from mnist_flax.model import create_model
 from mnist_flax.report import page
 from mnist_flax.report.page.content import Run
 from mnist_flax.run.configs import flatten
-from mnist_flax.run.history import History
+from mnist_flax.run.summary import class_accuracies
 
 FOLDER = pathlib.Path(page.__file__).parent
 MEAN, STD = 0.1307, 0.3081
@@ -72,7 +73,7 @@ def history(num_epochs: int) -> History:
         for split, factor in (("train", 1), ("test", 2)):
             record |= {f"{split}/loss": factor / epoch, f"{split}/accuracy": 1 - factor / 8 / epoch}
         steps = np.float32([epoch, epoch + 0.25, epoch + 0.5])
-        past = past.extended(record, steps, steps / 10)
+        past = past.extended(record, {"loss": steps, "accuracy": steps / 10})
     return past
 
 
@@ -84,6 +85,7 @@ def create_run(config: ConfigDict, test: Split, logits: np.ndarray, **changes: A
     summary = {
         "dataset": {"train_size": len(test), "validation_size": 0, "test_size": len(test)},
         "best_test_accuracy": result.accuracy,
+        "class_accuracies": dict(zip(names, class_accuracies(result.confusion), strict=True)),
         "best_epoch": 2,
         "num_parameters": 1_234,
         "devices": ["cpu"],
