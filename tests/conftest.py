@@ -2,17 +2,15 @@
 
 import contextlib
 import fcntl
-import functools
-import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-_CACHE = "MNIST_FLAX_TESTS_CACHE"  # the variable that names the cache's folder
+_CACHE = "MNIST_FLAX_TESTS_CACHE"  # `runs.CACHE`, which cannot be imported yet
 _XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
 # With XLA's newer code generation for CPUs, compiling takes twice as long.
 _QUICK = {"XLA_FLAGS": f"{_XLA_FLAGS} --xla_cpu_use_fusion_emitters=false"}
@@ -30,13 +28,13 @@ import pytest  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from mnist_flax import data  # noqa: E402
-from tests.runs import QUICK, ROOT, TINY, environment, load_few, python, tiny  # noqa: E402
+from tests.runs import QUICK, ROOT, TINY, load_few, run, tiny  # noqa: E402
 
 # The folder of MNIST's four IDX files; set MNIST_DIR if it is not next to the project.
 MNIST_DIR = pathlib.Path(os.environ.get("MNIST_DIR", ROOT.parent / "shared" / "mnist"))
 
-# The tests spend far more time compiling than computing. The real command runs in other processes,
-# which share the cache and, if a test passes `QUICK`, these settings.
+# The tests in this process spend far more time compiling than computing. The real command runs in
+# other processes, which share the cache and, if a test passes `QUICK`, these settings.
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_compilation_cache_dir", os.environ[_CACHE])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -70,12 +68,12 @@ def mnist_dir() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def run_main() -> Callable[..., subprocess.CompletedProcess]:
-    """Runs `python main.py ARGUMENTS` without a network or a W&B login; see `python`."""
-    return functools.partial(python, str(ROOT / "main.py"))
+    """Runs `python main.py ARGUMENTS`, or another command; see `runs.run`."""
+    return run
 
 
 @pytest.fixture(scope="session")
-def train_once(run_main: Callable[..., subprocess.CompletedProcess]) -> Callable[..., pathlib.Path]:
+def train_once() -> Callable[..., pathlib.Path]:
     """Returns the folder of a run of `TINY` with more arguments; xdist's workers share it.
 
     Tests that change it must use a copy.
@@ -86,7 +84,7 @@ def train_once(run_main: Callable[..., subprocess.CompletedProcess]) -> Callable
         with open(workdir.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (workdir / "summary.json").exists():
-                done = run_main(*TINY, *arguments, f"--workdir={workdir}", **env)
+                done = run(*TINY, *arguments, f"--workdir={workdir}", **env)
                 assert done.returncode == 0, done.stderr
         return workdir
 
@@ -113,35 +111,6 @@ def averaged(train_once: Callable[..., pathlib.Path]) -> pathlib.Path:
         "--config.optimizer.ema_decay=0.9",
         **QUICK,
     )
-
-
-@pytest.fixture(scope="session")
-def fork_main() -> Iterator[Callable[..., subprocess.CompletedProcess]]:
-    """Runs a command, by default main.py, in a fork of a process that has done the slow imports.
-
-    Use it for the many short commands that end with an error: it answers as a new process does.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.fork_server"],
-        cwd=ROOT,
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-    def run(
-        *arguments: str, command: str = "main.py", cwd: pathlib.Path = ROOT, **env: str
-    ) -> subprocess.CompletedProcess:
-        request = {"command": command, "arguments": arguments, "cwd": str(cwd), "env": env}
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-        return subprocess.CompletedProcess(arguments, *json.loads(process.stdout.readline()))
-
-    yield run
-    process.stdin.close()
-    process.wait(10)
-    process.stdout.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,26 +1,31 @@
 """Real runs of the command: how tests start and compare them."""
 
 import contextlib
+import hashlib
 import json
+import multiprocessing
 import os
 import pathlib
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import msgpack
 import numpy as np
 from ml_collections import ConfigDict
 
 from configs import default
 from mnist_flax import data
-from mnist_flax.run import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[1]
+MAIN = str(ROOT / "main.py")
+CACHE = "MNIST_FLAX_TESTS_CACHE"  # the variable that names the folder for compiled programs
 # A run that takes seconds: its numbers mean nothing, but must be reproducible.
 TINY = (
     f"--config={ROOT}/configs/quick.py",
@@ -40,7 +45,12 @@ QUICK = {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     "XLA_FLAGS": _QUICK if _QUICK in os.environ.get("XLA_FLAGS", "") else "",
 }
+# For two processes. There are few steps, because processes on one machine wait for each other in
+# each. Adam divides a gradient by its size; a larger eps keeps it from magnifying rounding errors.
+SHORT = (*TINY, "--config.batch_size=400", "--config.optimizer.eps=0.1", "--config.num_epochs=2")
 TIMES = ("seconds", "images_per_second", "compile_seconds", "train_seconds", "finished")
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["tests.fork_server"])
 
 
 def tiny() -> ConfigDict:
@@ -79,13 +89,12 @@ def environment(**changes: str | None) -> dict[str, str]:
         if not k.upper().startswith("WANDB_") and k != "XLA_FLAGS"
     }
     fixed = {"NETRC": os.devnull, "JAX_PLATFORMS": "cpu", "no_proxy": "127.0.0.1,localhost"}
-    if cache := jax.config.jax_compilation_cache_dir:  # set by conftest.py
-        fixed |= {
-            "JAX_COMPILATION_CACHE_DIR": cache,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            # JAX does not write its cache atomically, so a process may read half of an entry.
-            "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache entry",
-        }
+    fixed |= {
+        "JAX_COMPILATION_CACHE_DIR": os.environ[CACHE],
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        # JAX does not write its cache atomically, so a process may read half of an entry.
+        "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache entry",
+    }
     changed = {**clean, **fixed, **closed, **changes}
     return {name: value for name, value in changed.items() if value is not None}
 
@@ -110,43 +119,71 @@ def python(
     )
 
 
-class Run(subprocess.Popen):
-    """A running `python main.py ARGUMENTS`, or another `command`, with its output in a file.
+def _fork(*request: Any) -> None:
+    from tests import fork_server  # which this process has imported
 
-    Attributes:
-      log: the path of the file.
+    fork_server.run(*request)
+
+
+class Run:
+    """A running command, by default main.py, in a fork of a process that is warm.
+
+    Args:
+      log: the file for its output.
+      *arguments: its arguments.
+      command: a script or a module, as for `fork_server.run`.
+      before: code that it runs first, for example to replace functions of the system.
+      cwd: its working directory.
+      errors: the file for standard error, if not `log`.
+      **env: changes of `environment`.
     """
 
     def __init__(
         self,
         log: pathlib.Path,
         *arguments: str,
-        prefix: tuple[str, ...] = (),
-        command: tuple[str, ...] = (str(ROOT / "main.py"),),
+        command: str = MAIN,
+        before: str = "",
+        cwd: pathlib.Path = ROOT,
+        errors: pathlib.Path | None = None,
         **env: str | None,
     ) -> None:
         self.log = log
-        with open(log, "wb") as file:
-            super().__init__(
-                [*prefix, sys.executable, *command, *arguments],
-                cwd=ROOT,
-                env=environment(**env),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
+        streams = [str(log), str(errors or log)]
+        for path in streams:
+            open(path, "w").close()
+        # With this setting, a process does not restart itself; see `runtime.huge_pages`.
+        variables = environment(**{"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0", **env})
+        request = (command, arguments, before, str(cwd), variables, streams)
+        self._process = _FORKS.Process(target=_fork, args=request, daemon=True)
+        with contextlib.chdir(ROOT):
+            self._process.start()
+        self.pid = self._process.pid
 
     @property
     def output(self) -> str:
         return self.log.read_text(errors="replace")
 
+    def wait(self, seconds: float = 300) -> int:
+        """Waits until the run has ended; returns its exit status."""
+        self._process.join(seconds)
+        assert self._process.exitcode is not None, self.output
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self.wait()
+
     def wait_until(self, reached: Callable[[], Any], seconds: float = 300) -> None:
         """Waits until `reached()` is true; fails if the run ends first or `seconds` have passed."""
         deadline = time.monotonic() + seconds
         while not reached():
-            assert self.poll() is None, f"ended with {self.returncode}:\n{self.output}"
+            assert self._process.is_alive(), f"{self._process.exitcode}:\n{self.output}"
             assert time.monotonic() < deadline, self.output
-            time.sleep(0.005)
+            time.sleep(0.002)
 
     def wait_for(self, text: str, seconds: float = 300) -> None:
         """Waits until the output contains `text`."""
@@ -161,12 +198,16 @@ def going_on(log: pathlib.Path, *arguments: str, **options: Any) -> Iterator[Run
         yield run
     finally:
         run.kill()
-        run.wait()
 
 
-# For two processes. There are few steps, because processes on one machine wait for each other in
-# each. Adam divides a gradient by its size; a larger eps keeps it from magnifying rounding errors.
-SHORT = (*TINY, "--config.batch_size=400", "--config.optimizer.eps=0.1", "--config.num_epochs=2")
+def run(*arguments: str, timeout: float = 300, **options: Any) -> subprocess.CompletedProcess:
+    """Runs a command as `Run` does, without a network or a W&B login, and waits for its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = (pathlib.Path(folder, name) for name in ("out", "err"))
+        with going_on(out, *arguments, errors=err, **options) as running:
+            status = running.wait(timeout)
+        texts = [path.read_text(errors="replace") for path in (out, err)]
+    return subprocess.CompletedProcess(arguments, status, *texts)
 
 
 def free_port() -> int:
@@ -176,16 +217,10 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def pair(
-    folder: pathlib.Path,
-    *arguments: str,
-    other: tuple[str, ...] = (),
-    coordinator: str = "",
-    prefixes: tuple[tuple[str, ...], ...] = ((), ()),
-) -> Iterator[list[Run]]:
+def pair(folder: pathlib.Path, *arguments: str, other: tuple[str, ...] = ()) -> Iterator[list[Run]]:
     """Starts both processes of a run, process 0 first; `other` is for the second process only."""
-    address = coordinator or f"127.0.0.1:{free_port()}"
-    cluster = ("--distributed", f"--coordinator_address={address}", "--num_processes=2")
+    address = f"--coordinator_address=127.0.0.1:{free_port()}"
+    cluster = ("--distributed", address, "--num_processes=2")
     with contextlib.ExitStack() as stack:
         yield [
             stack.enter_context(
@@ -195,7 +230,6 @@ def pair(
                     *(other if process else ()),
                     *cluster,
                     f"--process_id={process}",
-                    prefix=prefixes[process],
                     **QUICK,  # only process 0 uses JAX's cache
                 )
             )
@@ -220,12 +254,25 @@ def epochs(workdir: pathlib.Path) -> list[int]:
     return sorted(int(path.stem) for path in (workdir / "checkpoints").glob("*.msgpack"))
 
 
+def read_checkpoint(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a checkpoint with msgpack and hashlib alone, without our code or Flax's."""
+
+    def array(code: int, packed: bytes) -> np.ndarray:
+        shape, dtype, content = msgpack.unpackb(packed)
+        return np.frombuffer(content, dtype).reshape(shape)
+
+    whole = msgpack.unpackb(path.read_bytes())
+    assert hashlib.sha256(whole["content"]).hexdigest() == whole["sha256"]
+    content = msgpack.unpackb(whole["content"], ext_hook=array)
+    return content | {"details": json.loads(content["details"])}
+
+
 def arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     """Returns all arrays of the last checkpoint by name."""
-    last = checkpoint.read(workdir / "checkpoints" / f"{epochs(workdir)[-1]}.msgpack")
-    tree = {"state": last.state, "steps": dict(last.history.steps)}
+    last = read_checkpoint(workdir / "checkpoints" / f"{epochs(workdir)[-1]}.msgpack")
+    tree = {"state": last["state"], "steps": last["steps"]}
     return {
-        jax.tree_util.keystr(name, simple=True, separator="/"): np.asarray(leaf)
+        jax.tree_util.keystr(name, simple=True, separator="/"): leaf
         for name, leaf in jax.tree.leaves_with_path(tree)
     }
 

@@ -194,10 +194,9 @@ def _serialize(checkpoint: Checkpoint) -> bytes:
     # As JSON, because msgpack has no tuples.
     text = json.dumps(details, default=lambda number: number.item())
     arrays = {"state": checkpoint.state, "steps": dict(history.steps)}
-    content = serialization.msgpack_serialize({**arrays, "details": text})
+    content = serialization.msgpack_serialize({"format": _FORMAT, **arrays, "details": text})
     digest = hashlib.sha256(content).hexdigest()
-    whole = {"format": _FORMAT, "sha256": digest, "content": content}
-    return serialization.msgpack_serialize(whole)
+    return serialization.msgpack_serialize({"sha256": digest, "content": content})
 
 
 def _parse(content: bytes, path: pathlib.Path) -> Checkpoint:
@@ -208,9 +207,9 @@ def _parse(content: bytes, path: pathlib.Path) -> Checkpoint:
         is_whole = False
     if not is_whole:
         raise DamagedError(f"the checkpoint {path} is damaged")
-    if whole["format"] != _FORMAT:
-        raise UserError(f"the checkpoint {path} has the form of another version; use that version")
     arrays = serialization.msgpack_restore(whole["content"])
+    if arrays["format"] != _FORMAT:
+        raise UserError(f"the checkpoint {path} has the form of another version; use that version")
     details = json.loads(arrays["details"])
     history = History(
         details["run_id"], details["data"], tuple(details["records"]), arrays["steps"]

@@ -1,33 +1,60 @@
 import dataclasses
+import errno
+import hashlib
+import os
+import pathlib
 import random
-import shutil
 
 import jax
 import jax.numpy as jnp
+import msgpack
 import numpy as np
 import pytest
 
-from mnist_flax import optimizer, step
 from mnist_flax.errors import UserError
-from mnist_flax.run.checkpoint import Checkpoints
-from mnist_flax.run.history import History
-from mnist_flax.runtime.files import explain
-from tests.runs import python, tiny
+from mnist_flax.history import History
+from mnist_flax.run.checkpoint import Checkpoints, DamagedError, read
+from tests.runs import files, read_checkpoint, tiny
+from tests.small import create_state
 
 STEPS = 3  # per epoch
-
-
-def record(epoch, accuracy):
-    return {"epoch": epoch, "step": epoch * STEPS, "test/loss": 1 / 3, "test/accuracy": accuracy}
+CONFIG, ABOUT = {"seed": 1, "model": {"channels": [[4], [8]]}}, {"title": "digits"}
 
 
 def histories(*accuracies):
     """Returns the history before the first epoch, and after each epoch."""
     found = [History("run", "digits")]
     for epoch, accuracy in enumerate(accuracies, 1):
+        record = {"epoch": epoch, "step": epoch * STEPS, "test/loss": 1 / 3}
         losses = np.random.default_rng(epoch).random(STEPS, np.float32)
-        found.append(found[-1].extended(record(epoch, accuracy), losses, losses / 3))
+        steps = {"loss": losses, "accuracy": losses / 3}
+        found.append(found[-1].extended(record | {"test/accuracy": accuracy}, steps))
     return found
+
+
+def create(config):
+    """Returns the state before the first step."""
+    return jax.jit(lambda: create_state(config, 0, STEPS))()
+
+
+def like(state):
+    def shape(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+    return jax.tree.map(shape, state)
+
+
+def save(folder, state, *accuracies, keep=2):
+    checkpoints = Checkpoints(folder, keep)
+    for history in histories(*accuracies):
+        checkpoints.save(state, history, CONFIG, ABOUT)
+    return history
+
+
+def restore(folder, state, must_exist=True):
+    """Returns the restored state and history, and the warnings."""
+    said = []
+    return Checkpoints(folder, 2).restore(like(state), must_exist, said.append), said
 
 
 def plain(leaf):
@@ -42,84 +69,68 @@ def assert_same(ours, theirs):
         np.testing.assert_array_equal(plain(mine), plain(other))
 
 
-def create(config):
-    """Returns the state before the first step."""
-    schedule = optimizer.create_schedule(config.optimizer, STEPS, 1)
-    return jax.jit(lambda seed: step.create_state(seed, config, (28, 28, 1), 10, schedule))(0)
-
-
-def like(state):
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-    )
-
-
-def save(folder, state, *accuracies, keep=2):
-    checkpoints = Checkpoints(folder, keep)
-    for history in histories(*accuracies):
-        checkpoints.save(state, history)
-    return history
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
 @pytest.fixture(scope="module")
 def state():
     return create(tiny())
 
 
 @pytest.mark.parametrize(("norm", "decoupled"), [("batch", False), ("none", True), ("layer", True)])
-def test_what_is_saved_is_restored(tiny_config, tmp_path, norm, decoupled):
-    tiny_config.model.norm = norm
-    tiny_config.optimizer.decoupled = decoupled
+def test_restores_what_was_saved(tiny_config, tmp_path, norm, decoupled):
+    tiny_config.model.norm, tiny_config.optimizer.decoupled = norm, decoupled
     state = create(tiny_config).replace(step=jnp.int32(6))
     history = save(tmp_path / "c", state, 0.5, 0.75)
-    restored, past = Checkpoints(tmp_path / "c", 2).restore(like(state), True, print)
+    (restored, past), said = restore(tmp_path / "c", state)
     assert_same(restored, state)
-    assert restored.key.sharding == state.key.sharding
-    for field in dataclasses.fields(history):
-        np.testing.assert_array_equal(getattr(past, field.name), getattr(history, field.name))
-    assert past.losses.dtype == np.float32 and past.epoch == 2 and past.best["epoch"] == 2
+    assert restored.key.sharding == state.key.sharding and said == []
+    for field in dataclasses.fields(History)[:3]:
+        assert getattr(past, field.name) == getattr(history, field.name)
+    assert past.epoch == 2 and past.best["epoch"] == 2
+    for name in ("loss", "accuracy"):
+        assert past.steps[name].dtype == np.float32
+        np.testing.assert_array_equal(past.steps[name], history.steps[name])
+    checkpoint = read(tmp_path / "c" / "2.msgpack")
+    assert (checkpoint.config, checkpoint.about) == (CONFIG, ABOUT)
 
 
-def test_there_is_a_state_before_the_first_epoch(state, tmp_path):
+def test_file_is_readable_without_our_code(state, tmp_path):
+    history = save(tmp_path, state, 0.5)
+    content = read_checkpoint(tmp_path / "1.msgpack")
+    assert_same(content["state"]["params"], dict(state.params))
+    np.testing.assert_array_equal(content["state"]["key"], plain(state.key))
+    np.testing.assert_array_equal(content["steps"]["loss"], history.steps["loss"])
+    details = content["details"]
+    assert (details["run_id"], details["data"]) == ("run", "digits")
+    assert tuple(details["records"]) == history.records
+    assert (details["config"], details["about"]) == (CONFIG, ABOUT)
+
+
+def test_state_before_the_first_epoch(state, tmp_path):
+    assert restore(tmp_path / "new", state, must_exist=False) == (None, [])
     save(tmp_path, state)
-    restored, past = Checkpoints(tmp_path, 2).restore(like(state), False, print)
+    (restored, past), _ = restore(tmp_path, state, must_exist=False)
     assert_same(restored, state)
     assert past.epoch == 0 and past.best is None and past.run_id == "run"
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "keep", "kept"),
+    ("before", "after", "keep", "kept"),
     [
-        ((0.1, 0.9, 0.3, 0.4, 0.5), 2, ["2", "4", "5"]),
-        ((0.1, 0.9, 0.3, 0.4, 0.9), 1, ["2", "5"]),  # the first of two equally good ones
-        ((0.1, 0.2, 0.3, 0.4, 0.5), 2, ["4", "5"]),
+        ((0.1, 0.9, 0.3, 0.4, 0.5), (), 2, [2, 4, 5]),
+        ((0.1, 0.9, 0.3, 0.4, 0.9), (), 1, [2, 5]),  # the first of two equally good ones
+        ((0.1, 0.2, 0.3, 0.4, 0.5), (), 2, [4, 5]),
+        ((0.1, 0.9, 0.3), (0.9, 0.5), 1, [2, 5]),  # the best of an earlier process
+        ((0.1, 0.5, 0.3), (0.9, 0.4), 1, [4, 5]),
     ],
 )
-def test_the_newest_and_the_best_are_kept(state, tmp_path, accuracies, keep, kept):
-    save(tmp_path, state, *accuracies, keep=keep)
-    assert names(tmp_path) == kept
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "kept"),
-    [
-        ((0.1, 0.9, 0.3), (0.4, 0.5), ["2", "5"]),
-        ((0.1, 0.9, 0.3), (0.9, 0.5), ["2", "5"]),  # the first of two equally good ones
-        ((0.1, 0.5, 0.3), (0.9, 0.4), ["4", "5"]),
-    ],
-)
-def test_the_best_of_an_earlier_process_is_kept(state, tmp_path, before, after, kept):
-    save(tmp_path, state, *before, keep=1)
-    checkpoints = Checkpoints(tmp_path, 1)
+def test_keeps_the_newest_and_the_best(state, tmp_path, before, after, keep, kept):
+    save(tmp_path, state, *before, keep=keep)
+    checkpoints = Checkpoints(tmp_path, keep)
     _, history = checkpoints.restore(like(state), True, print)
     assert history.epoch == len(before)
     for past in histories(*before, *after)[len(before) + 1 :]:
-        checkpoints.save(state, past)
-    assert names(tmp_path) == kept
+        checkpoints.save(state, past, CONFIG, ABOUT)
+    assert checkpoints.epochs() == kept
+    assert files(tmp_path).keys() == {f"{epoch}.msgpack" for epoch in kept}
 
 
 def test_best_is_by_validation_where_there_is_any():
@@ -130,90 +141,110 @@ def test_best_is_by_validation_where_there_is_any():
     assert History("", "", tuple(records)).best["epoch"] == 1
 
 
-def test_any_damaged_file_is_noticed(state, tmp_path):
-    """Each file of the newest checkpoint in turn has a flipped bit, is cut, emptied or removed."""
-    chance = random.Random(0)
-    whole = tmp_path / "whole"
-    save(whole, state, 0.5, 0.75)
-    files = [path.relative_to(whole) for path in (whole / "2").rglob("*") if path.is_file()]
-    assert len(files) > 10
-    kinds = [("flip", "cut", "empty", "gone")[index % 4] for index in range(len(files))]
-    for name, kind in zip(files, kinds, strict=True):
-        folder = tmp_path / "damaged"
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(whole, folder)
-        content = bytearray((folder / name).read_bytes())
-        if kind == "gone":
-            (folder / name).unlink()
-        else:
-            content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-            half = len(content) // 2
-            (folder / name).write_bytes(
-                {"flip": content, "cut": content[:half], "empty": b""}[kind]
-            )
-        said = []
-        restored, past = Checkpoints(folder, 2).restore(like(state), True, said.append)
-        assert past.epoch == 1, (name, kind)
-        assert_same(restored, state)
-        assert len(said) == 1 and said[0].startswith(
-            f"warning: the checkpoint {folder}/2 is damaged: "
-        )
-        # The damaged checkpoint is kept, and its epoch can be saved again.
-        assert names(folder) == ["1", "2.damaged"]
-
-
-def test_it_is_an_error_if_none_can_be_read(state, tmp_path):
-    save(tmp_path, state, 0.5, 0.75)
-    for epoch in ("1", "2"):
-        (tmp_path / epoch / "details" / "metadata").unlink()
-    with pytest.raises(
-        UserError, match=r"no checkpoint in .* can be read \(2: details/metadata is"
-    ):
-        Checkpoints(tmp_path, 2).restore(like(state), False, print)
-    assert names(tmp_path) == ["1", "2"]
-
-
-def test_it_is_an_error_if_there_is_none_though_an_epoch_was_finished(state, tmp_path):
-    with pytest.raises(UserError, match="there is none"):
-        Checkpoints(tmp_path / "c", 2).restore(like(state), True, print)
-    assert Checkpoints(tmp_path / "c", 2).restore(like(state), False, print) is None
-
-
-def test_a_first_one_that_was_interrupted_is_not_damaged(state, tmp_path):
+def test_damage_to_any_bit_is_noticed(state, tmp_path):
+    """Every bit at either end is flipped, and some between; the file is cut, or goes on."""
     save(tmp_path, state)
-    (tmp_path / "0" / "files.sha256").unlink()
-    said = []
-    assert Checkpoints(tmp_path, 2).restore(like(state), False, said.append) is None
-    assert said == []
+    path, chance = tmp_path / "0.msgpack", random.Random(0)
+    whole = path.read_bytes()
+    ends = [*range(160), *range(len(whole) - 100, len(whole))]
+    flips = [(at, bit) for at in ends for bit in range(8)]
+    flips += [(chance.randrange(len(whole)), chance.randrange(8)) for _ in range(300)]
+    for at, bit in flips:
+        content = bytearray(whole)
+        content[at] ^= 1 << bit
+        path.write_bytes(content)
+        with pytest.raises(DamagedError):
+            read(path)
+    for content in (b"", whole[:-1], whole[: len(whole) // 2], whole + b"\0", whole + whole):
+        path.write_bytes(content)
+        with pytest.raises(DamagedError):
+            read(path)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_damaged_newest_is_reported_and_the_one_before_taken(state, tmp_path, damage):
+    save(tmp_path, state, 0.5, 0.75)
+    newest = tmp_path / "2.msgpack"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes({"flip": content, "cut": content[:99], "empty": b""}[damage])
+    (restored, past), said = restore(tmp_path, state)
+    assert past.epoch == 1
+    assert_same(restored, state)
+    assert len(said) == 1 and str(newest) in said[0] and "epoch 1" in said[0]
+    save(tmp_path, state, 0.5, 0.75)
+    assert restore(tmp_path, state)[0][1].epoch == 2
+
+
+def test_no_usable_checkpoint_is_an_error(state, tmp_path):
+    save(tmp_path / "c", state, 0.5, 0.75)
+    for path in (tmp_path / "c").iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    before = files(tmp_path)
+    for folder, must_exist in (("c", False), ("c", True), ("none", True)):
+        with pytest.raises(UserError) as error:
+            restore(tmp_path / folder, state, must_exist)
+        assert str(tmp_path / folder) in str(error.value) and "\n" not in str(error.value)
+    assert files(tmp_path) == before
+
+
+def test_files_of_others_are_ignored(state, tmp_path):
+    save(tmp_path, state, 0.5, 0.75)
+    others = [".DS_Store", "._3.msgpack", ".nfs0001", "Thumbs.db", "3.msgpack.partial", "3 (1).txt"]
+    for name in others:
+        (tmp_path / name).write_bytes(b"\xff")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (_, past), said = restore(tmp_path, state)
+    assert past.epoch == 2 and said == []
+    save(tmp_path, state, 0.5, 0.75, 0.8, 0.9)
+    assert {path.name for path in tmp_path.iterdir()} >= {*others[:-2], others[-1], "4.msgpack"}
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.EIO])
+def test_file_that_cannot_be_opened_is_not_damaged(state, tmp_path, monkeypatch, number):
+    """Root may open every file, so fake the system's answer."""
+    save(tmp_path, state, 0.5, 0.75)
+
+    def refuse(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", refuse)
+    with pytest.raises(UserError) as error:
+        restore(tmp_path, state)
+    assert not isinstance(error.value, DamagedError)
+    assert os.strerror(number) in str(error.value) and "2.msgpack" in str(error.value)
+
+
+def test_older_form_is_one_line(state, tmp_path):
+    for epoch in ("3", "4"):
+        (tmp_path / epoch / "state").mkdir(parents=True)
+    with pytest.raises(UserError) as error:
+        restore(tmp_path, state)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_form_of_another_version_is_not_damage(state, tmp_path):
     save(tmp_path, state, 0.5)
+    path = tmp_path / "1.msgpack"
+    content = msgpack.packb({"format": 2, "news": "the form of a later version"})
+    path.write_bytes(
+        msgpack.packb({"content": content, "sha256": hashlib.sha256(content).hexdigest()})
+    )
+    with pytest.raises(UserError) as error:
+        restore(tmp_path, state)
+    assert not isinstance(error.value, DamagedError) and str(path) in str(error.value)
 
 
-def test_another_network_does_not_fit(tmp_path):
-    """This runs in its own process, because coroutines that Orbax leaves warn when freed."""
-    script = f"""
-import pathlib
-from mnist_flax.errors import UserError
-from mnist_flax.run.checkpoint import Checkpoints
-from tests.run.test_checkpoint import STEPS, create, like, save
-from tests.runs import tiny
-
-folder, config = pathlib.Path({str(tmp_path)!r}), tiny()
-save(folder, create(config), 0.5)
-config.model.channels = ((4,), (16,))
-try:
-    Checkpoints(folder, 2).restore(like(create(config)), True, print)
-except UserError as error:
-    print(error)
-"""
-    done = python("-c", script)
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
-    assert line.startswith(f"no checkpoint in {tmp_path} can be read (1: ")
+@pytest.mark.parametrize("name", ["a[1]*?", "{x} %d%", "C: \\é\n'\"", os.fsdecode(b"\xff\xfe")])
+def test_folder_with_any_name(state, tmp_path, name):
+    save(tmp_path / name, state, 0.5)
+    (restored, past), said = restore(tmp_path / name, state)
+    assert past.epoch == 1 and said == []
+    assert_same(restored, state)
 
 
-def test_what_cannot_be_written_is_reported(state, tmp_path):
+def test_what_cannot_be_written_is_one_line(state, tmp_path):
     (tmp_path / "file").write_text("")
-    checkpoints = Checkpoints(tmp_path / "file" / "checkpoints", 2)
-    with pytest.raises(OSError, match="Not a directory") as error:
-        checkpoints.save(state, *histories())
-    assert explain(error.value) == "Not a directory"
+    with pytest.raises(UserError) as error:
+        save(tmp_path / "file" / "checkpoints", state)
+    assert os.strerror(errno.ENOTDIR) in str(error.value) and "0.msgpack" in str(error.value)
