@@ -80,13 +80,16 @@ class Workdir:
                 self.path = _make_dated()
             self.figures.mkdir(parents=True, exist_ok=True)
             self._lock, self._warning = _lock(self.path)
-            before = _read_config(self.path)
         except OSError as error:
             raise self._unusable(error) from None
-        if before is None:
-            self.write("config.json", to_json(self._config) + "\n")
-        else:
-            check_same(f"--workdir={self.path}", before, self._config, self._may_differ)
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(self.close)
+            before = _read_config(self.path)
+            if before is None:
+                self.write("config.json", to_json(self._config) + "\n")
+            else:
+                check_same(f"--workdir={self.path}", before, self._config, self._may_differ)
+            on_error.pop_all()
         self._is_open = True
 
     def announce(self, line: Callable[[str], None]) -> None:

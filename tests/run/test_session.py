@@ -1,5 +1,8 @@
 """What a run tells its observers, in which order, and what is on the disk at that moment."""
 
+import errno
+import os
+import pathlib
 import threading
 
 import jax.numpy as jnp
@@ -7,12 +10,11 @@ import pytest
 
 from mnist_flax import data, train
 from mnist_flax.errors import UserError
-from mnist_flax.report.observers import Console, Page, Pictures, WandB
-from mnist_flax.run.workdir import Files
+from mnist_flax.run.session import Console, Page, Pictures, WandB
 from mnist_flax.trainer import Trainer
 from tests.runs import epochs, load_few, records, tiny
 
-KINDS = (Pictures, Files, Page, WandB, Console)
+KINDS = (Pictures, Page, Console, WandB)
 VERBS = ("start", "epoch", "finish", "abort")
 
 
@@ -21,57 +23,53 @@ class Watched:
 
     Attributes:
       told: the calls as (verb, observer), in order.
-      seen: by call, for each time: the number of epochs in the history, the lines of metrics.jsonl,
-        the complete checkpoints, whether summary.json exists, and the name of the thread.
+      seen: for each call: the epochs of the history, those in metrics.jsonl and in the newest
+        checkpoint, whether summary.json exists, and whether the call is on the main thread.
     """
 
     def __init__(self, workdir, monkeypatch):
         self.workdir = workdir
-        self.told, self.seen = [], {}
+        self.told, self.seen = [], []
         monkeypatch.setattr(data, "load", load_few)
         for kind in KINDS:
             for verb in VERBS:
                 monkeypatch.setattr(kind, verb, self._watch(kind, verb))
 
     def run(self, num_epochs):
-        self.told, self.seen = [], {}
+        self.told, self.seen = [], []
         config = tiny()
         config.num_epochs = num_epochs
-        config.checkpoint.keep = 10
         train.run(config, str(self.workdir))
+
+    def of(self, verb):
+        return [seen for told, seen in zip(self.told, self.seen, strict=True) if told[0] == verb]
 
     def _watch(self, kind, verb):
         real = getattr(kind, verb)
 
         def tell(observer, *args):
-            call = (verb, kind)
-            self.told.append(call)
-            self.seen.setdefault(call, []).append(
-                {
-                    "history": args[0].epoch if args else None,
-                    "lines": len(records(self.workdir)) if self._has("metrics.jsonl") else 0,
-                    "checkpoints": epochs(self.workdir),
-                    "summary": self._has("summary.json"),
-                    "thread": threading.current_thread().name,
-                }
-            )
+            self.told.append((verb, kind))
+            has = [(self.workdir / name).exists() for name in ("metrics.jsonl", "summary.json")]
+            saved = epochs(self.workdir)
+            counts = [len(records(self.workdir)) if has[0] else 0, saved[-1] if saved else 0]
+            on_main = threading.current_thread() is threading.main_thread()
+            self.seen.append((args[0].epoch if args else None, *counts, has[1], on_main))
             return real(observer, *args)
 
         return tell
 
-    def _has(self, name):
-        return (self.workdir / name).exists()
-
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory):
-    """Runs two epochs, extends them to three, and starts again: (told, seen) of each start."""
+def starts(tmp_path_factory):
+    """Runs two epochs, extends them to three, and starts again."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        watched = Watched(tmp_path_factory.mktemp("watched") / "run", monkeypatch)
         found = []
         for num_epochs in (2, 3, 3):
+            workdir = tmp_path_factory.getbasetemp() / "watched"
+            watched = Watched(workdir, monkeypatch)
             watched.run(num_epochs)
-            found.append((watched.told, watched.seen))
+            found.append(watched)
+            monkeypatch.undo()
         return found
 
 
@@ -79,48 +77,27 @@ def every(verb, kinds=KINDS):
     return [(verb, kind) for kind in kinds]
 
 
-def test_observers_are_told_in_one_order(watched):
-    new, resumed, finished = (told for told, _ in watched)
+def test_observers_are_told_in_one_order(starts):
+    """The console says that the run is done before W&B, which may take long."""
+    new, resumed, finished = (watched.told for watched in starts)
     assert new == every("start") + every("epoch") * 2 + every("finish")
     assert resumed == every("start") + every("epoch") + every("finish")
-    # A finished run only draws its pictures and its page again, as after its last epoch.
-    shown = (Pictures, Page, Console)
-    assert finished == [
-        *every("start", shown),
-        *[("finish", Pictures), ("epoch", Pictures), ("finish", Page), ("finish", Console)],
-    ]
+    shown = every("start", KINDS[:3]) + every("finish", KINDS[:3])
+    assert [call for call in finished if call != ("epoch", Pictures)] == shown
 
 
-def test_numbers_are_on_the_disk_before_wandb_hears_of_them(watched):
-    _, seen = watched[0]
-    for kind, lines in ((Pictures, [0, 1]), (Files, [0, 1]), (WandB, [1, 2]), (Console, [1, 2])):
-        told = seen["epoch", kind]
-        assert [now["lines"] for now in told] == lines
-        assert [now["history"] for now in told] == [1, 2]
-        # The observers hear of an epoch on the saving thread, once its checkpoint is complete.
-        assert [now["checkpoints"] for now in told] == [[0, 1], [0, 1, 2]]
-        assert {now["thread"] for now in told} == {"saving"}
-    for kind, is_there in (
-        (Pictures, False),
-        (Files, False),
-        (Page, True),
-        (WandB, True),
-        (Console, True),
-    ):
-        assert [now["summary"] for now in seen["finish", kind]] == [is_there]
+def test_results_are_on_the_disk_before_observers_are_told(starts):
+    new, resumed, _ = starts
+    for epoch in (1, 2):
+        told = new.of("epoch")[4 * (epoch - 1) : 4 * epoch]
+        assert told == [(epoch, epoch, epoch, False, True)] * 4
+    assert new.of("finish") == [(2, 2, 2, True, True)] * 4
+    # The run is unfinished again as soon as it resumes.
+    assert resumed.of("start") == [(2, 2, 2, False, True)] * 4
+    assert resumed.of("epoch") == [(3, 3, 3, False, True)] * 4
 
 
-def test_a_run_that_resumes_starts_with_its_past(watched):
-    _, seen = watched[1]
-    for kind in KINDS:
-        (start,) = seen["start", kind]
-        assert (start["history"], start["lines"]) == (2, 2)
-        # `Files` removes summary.json when the run resumes, before the next observers are told.
-        assert start["summary"] == (kind in (Pictures, Files))
-        assert [now["history"] for now in seen["epoch", kind]] == [3]
-
-
-def test_those_who_watch_a_run_that_fails_are_told(tmp_path, monkeypatch):
+def test_failing_run_aborts_its_observers(tmp_path, monkeypatch):
     train_epoch = Trainer.train_epoch
 
     def poisoned(self, state, epoch, on_step):
@@ -131,39 +108,37 @@ def test_those_who_watch_a_run_that_fails_are_told(tmp_path, monkeypatch):
 
     watched = Watched(tmp_path / "run", monkeypatch)
     monkeypatch.setattr(Trainer, "train_epoch", poisoned)
-    with pytest.raises(UserError, match="no longer finite in epoch 2"):
+    with pytest.raises(UserError, match="epoch 2"):
         watched.run(3)
     assert watched.told == every("start") + every("epoch") + every("abort")
-    # The finished epoch is saved, and all observers are told, before the first hears of the end.
-    assert watched.seen["abort", Pictures][0]["checkpoints"] == [0, 1]
-    assert not (tmp_path / "run" / "summary.json").exists()
+    assert watched.of("abort") == [(None, 1, 1, False, True)] * 4
 
 
-def test_a_run_that_cannot_start_ends_its_observers(tmp_path, monkeypatch):
-    def full(folder):
-        raise UserError("No space left on device")
-
+def test_failing_start_aborts_its_observers(tmp_path, monkeypatch):
     watched = Watched(tmp_path / "run", monkeypatch)
-    monkeypatch.setattr("mnist_flax.run.workdir.Workdir.reopen", full)
-    with pytest.raises(UserError, match="No space left on device"):
+
+    def fail(observer, history):
+        raise UserError("no start")
+
+    monkeypatch.setattr(Page, "start", fail)
+    with pytest.raises(UserError, match="no start"):
         watched.run(1)
-    assert watched.told == [("start", Pictures), ("start", Files), *every("abort")]
+    assert watched.told == [("start", Pictures), *every("abort")]
 
 
-def test_an_epoch_that_is_not_on_the_disk_is_not_announced(tmp_path, monkeypatch, capsys):
-    def full(folder, record):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("name", ["1.msgpack", "metrics.jsonl"])
+def test_epoch_that_cannot_be_written_is_not_announced(tmp_path, monkeypatch, capsys, name):
+    replace = os.replace
+
+    def full(source, target):
+        if pathlib.Path(target).name == name and len(watched.told) >= 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
 
     watched = Watched(tmp_path / "run", monkeypatch)
-    monkeypatch.setattr("mnist_flax.run.workdir.Workdir.append_metrics", full)
-    with pytest.raises(UserError, match=r"epoch 1 cannot be saved in .*: No space left on device"):
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match=os.strerror(errno.ENOSPC)):
         watched.run(2)
-    told = [("epoch", Pictures), ("epoch", Files)]
-    assert watched.told == every("start") + told + every("abort")
-    out, err = capsys.readouterr()
-    assert "No space" not in out + err  # only the command prints the error
-
-
-def test_a_run_can_resume_in_the_same_process(watched):
-    """The fixture has done it: a run unlocks its folder as soon as it ends."""
-    assert [seen["start", Pictures][0]["history"] for _, seen in watched] == [0, 2, 3]
+    assert watched.told == every("start") + every("abort")
+    assert os.strerror(errno.ENOSPC) not in "".join(capsys.readouterr())  # the command prints it
+    assert not list(tmp_path.rglob("*.partial"))
