@@ -32,9 +32,13 @@ def _number(interval: str, kind: Any = numbers.Real, words: str = "") -> Field:
     def accepts(value: Any) -> bool:
         if not isinstance(value, kind) or isinstance(value, bool):
             return False
-        above = value >= low if interval[0] == "[" else value > low
-        below = value <= high if interval[-1] == "]" else value < high
-        return math.isfinite(value) and above and below
+        try:
+            number = float(value)
+        except OverflowError:  # an integer that no float can hold
+            return False
+        above = number >= low if interval[0] == "[" else number > low
+        below = number <= high if interval[-1] == "]" else number < high
+        return math.isfinite(number) and above and below
 
     return Field(accepts, words or f"a number in {interval}")
 
