@@ -18,6 +18,7 @@ from flax import serialization
 
 from mnist_flax.errors import UserError
 from mnist_flax.history import History
+from mnist_flax.run.resuming import to_json
 from mnist_flax.runtime import hosts
 from mnist_flax.runtime.files import explain, write_whole
 
@@ -192,7 +193,7 @@ def _serialize(checkpoint: Checkpoint) -> bytes:
         "about": checkpoint.about,
     }
     # As JSON, because msgpack has no tuples.
-    text = json.dumps(details, default=lambda number: number.item())
+    text = to_json(details)
     arrays = {"state": checkpoint.state, "steps": dict(history.steps)}
     content = serialization.msgpack_serialize({"format": _FORMAT, **arrays, "details": text})
     digest = hashlib.sha256(content).hexdigest()

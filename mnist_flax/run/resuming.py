@@ -83,7 +83,9 @@ def check_data(where: str, before: str, now: str, way_out: str = "a new folder")
 
 
 def to_json(values: dict[str, Any]) -> str:
-    """Returns a configuration as JSON; NumPy's numbers become Python's, paths become text."""
-    return json.dumps(
-        values, indent=2, default=lambda v: v.item() if hasattr(v, "item") else str(v)
-    )
+    """Returns finite values as JSON; NumPy's numbers become Python's, paths become text."""
+
+    def plain(value: Any) -> Any:
+        return value.item() if hasattr(value, "item") else str(value)
+
+    return json.dumps(values, indent=2, allow_nan=False, default=plain)

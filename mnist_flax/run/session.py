@@ -25,7 +25,7 @@ from mnist_flax.report.tracking import Tracker, WandB, run_name
 from mnist_flax.run import fields
 from mnist_flax.run.checkpoint import Checkpoints
 from mnist_flax.run.configs import default_values, flatten
-from mnist_flax.run.resuming import check_data
+from mnist_flax.run.resuming import check_data, to_json
 from mnist_flax.run.summary import describe, summarize
 from mnist_flax.run.workdir import DATASET, REPLICAS, Workdir
 from mnist_flax.runtime import compilation, hosts, memory, process, signals
@@ -73,8 +73,8 @@ class Session:
         Raises:
           UserError: the folder is in use or cannot be written, or the processes disagree.
         """
-        config, digest = self._config, hashlib.sha256(self._config.to_json().encode()).hexdigest()
-        hosts.check_same(digest, "configuration")
+        config, text = self._config, to_json(self._config.to_dict())
+        hosts.check_same(hashlib.sha256(text.encode()).hexdigest(), "configuration")
         self._dataset, self._identity = dataset, dataset.identity
         hosts.check_same(self._identity, "dataset")
         with self.together():

@@ -126,7 +126,7 @@ class Workdir:
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes finite numbers, strings, and lists and dictionaries of them."""
-        self.write(name, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        self.write(name, to_json(content) + "\n")
 
     def reopen(self, records: Sequence[dict[str, Any]] = ()) -> None:
         """Prepares to train on, after the epochs of `records`.
