@@ -15,8 +15,9 @@ import warnings
 
 import jax
 
-# JAX reads these variables when it is imported.
-jax.config.update("jax_platforms", "cpu")
+from tests.runs import QUICK
+
+jax.config.update("jax_platforms", "cpu")  # instead of variables: JAX has been imported
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
 warnings.filterwarnings("ignore", r"os\.fork\(\)", RuntimeWarning)  # JAX has started no thread yet
@@ -45,8 +46,8 @@ def run(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    is_quick = "JAX_DISABLE_MOST_OPTIMIZATIONS" in env
-    jax.config.update("jax_disable_most_optimizations", is_quick)
+    jax.config.update("jax_compilation_cache_dir", env["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_disable_most_optimizations", QUICK.items() <= env.items())
     sys.argv = [command, *arguments]
     status = 1
     try:
