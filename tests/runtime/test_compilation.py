@@ -1,85 +1,123 @@
-import concurrent.futures
 import os
 import pathlib
-import subprocess
 import sys
+import threading
 import types
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from mnist_flax.errors import UserError
 from mnist_flax.runtime import compilation, process
-from tests.runs import ROOT
+from tests.runs import python, run
 
 PROGRAM = """
 import jax
-from mnist_flax.runtime import compilation, process
+from mnist_flax.runtime import compilation
 compilation.set_up()
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.jit(lambda x: x + 1)(1.0)
 print(jax.config.jax_compilation_cache_dir)
 """
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["default", "set by the user"])
-def test_programs_are_kept_in_a_folder_of_the_user(tmp_path, own):
-    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
-    env.pop("JAX_COMPILATION_CACHE_DIR", None)
-    expected = tmp_path / "mnist_flax" / "jax"
-    if own:
-        expected = tmp_path / "own"
-        env["JAX_COMPILATION_CACHE_DIR"] = str(expected)
-    command = [sys.executable, "-c", PROGRAM]
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    used = pathlib.Path(done.stdout.strip())
+@pytest.mark.parametrize("own", [None, "own"])
+def test_cache_is_in_the_users_folder_or_where_the_user_says(tmp_path, own):
+    cache = own and str(tmp_path / own)
+    where = {"XDG_CACHE_HOME": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": cache}
+    seconds = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"} if own else {}
+    used = pathlib.Path(python("-c", PROGRAM, **where, **seconds).stdout.strip())
+    expected = tmp_path / (own or "mnist_flax/jax")
     assert used == expected if own else used.parent == expected
-    assert any(used.iterdir())
-    assert own != (tmp_path / "mnist_flax").exists()
+    assert used.is_dir() and (not own or any(used.iterdir()))
+    assert os.listdir(tmp_path) == [expected.relative_to(tmp_path).parts[0]]
 
 
-def test_machines_that_share_a_home_do_not_share_programs(tmp_path, monkeypatch):
+@pytest.fixture
+def cache_of(monkeypatch, tmp_path):
+    """Returns a function that sets up JAX for a CPU with some flags; it returns the cache."""
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def cache_of(flags="sse"):
+        fields = [("model name", "A"), ("cpu MHz", str(os.getpid())), ("flags", flags)]
+        monkeypatch.setattr(process, "cpu_fields", lambda: fields)
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation.set_up()
+        return pathlib.Path(jax.config.jax_compilation_cache_dir)
+
+    yield cache_of
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_machines_that_share_a_home_do_not_share_programs(cache_of):
     """XLA compiles for the instructions of this CPU, and another CPU may lack some of them."""
-    info, names = tmp_path / "cpuinfo", set()
-    monkeypatch.setattr(process, "_CPU_INFO", info)
-    for flags in ("sse avx", "sse avx avx512f", "sse avx"):
-        info.write_text(f"model name\t: A\ncpu MHz\t: {len(names)}\nflags\t: {flags}\n")
-        names.add(compilation._machine())
-    assert len(names) == 2
+    first, other, again = map(cache_of, ("sse", "sse avx512f", "sse"))
+    assert first == again != other
 
 
-def test_the_least_recently_used_programs_go(tmp_path):
+def make_programs(folder):
+    """Makes four programs that take 1.6 GB together, the newest first; they have no content."""
     for age, name in enumerate(["b/newest", "a/new", "a/old", "oldest"]):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(bytes(100))
+        path = folder / "mnist_flax" / "jax" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.truncate(path, 4 * 10**8)
         os.utime(path, (1_000_000 - age, 0))
-    compilation._prune(tmp_path, 250)
+
+
+def test_least_recently_used_programs_are_removed(cache_of, tmp_path):
+    make_programs(tmp_path)
+    cache_of()
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"newest", "new"}
 
 
-def test_two_processes_that_prune_at_once_both_use_the_cache(tmp_path, monkeypatch):
-    stat, updated = pathlib.Path.stat, {}
-    program = tmp_path / "mnist_flax" / "jax" / "program"
-    program.parent.mkdir(parents=True)
-    program.write_bytes(b"")
+def test_two_processes_that_prune_at_once_both_use_the_cache(cache_of, tmp_path, monkeypatch):
+    make_programs(tmp_path)
+    stat = pathlib.Path.stat
 
     def stat_once(path, **options):
         """The other process removes the file as soon as this one has seen it."""
         found = stat(path, **options)
-        if path == program:
+        if path.name == "old":
             path.unlink()
         return found
 
     monkeypatch.setattr(pathlib.Path, "stat", stat_once)
-    config = types.SimpleNamespace(update=updated.__setitem__)
-    monkeypatch.setattr(compilation, "jax", types.SimpleNamespace(config=config))
-    compilation._use_cache(tmp_path)
-    assert not program.exists()
-    assert pathlib.Path(updated["jax_compilation_cache_dir"]).parent == program.parent
+    assert cache_of().parent == tmp_path / "mnist_flax" / "jax"
 
 
-def test_a_cpu_convolves_with_xlas_own_code():
+@pytest.mark.parametrize(
+    "platforms",
+    [
+        "nonsense",
+        "cpu,nonsense",
+        pytest.param(
+            "cuda", marks=pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="it is there")
+        ),
+    ],
+)
+def test_devices_that_are_not_there_are_one_line(tmp_path, platforms):
+    asks = f"import jax; jax.config.update('jax_platforms', {platforms!r})"
+    done = run(f"--workdir={tmp_path}/run", before=asks)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"JAX_PLATFORMS={platforms} " in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_disabled_jit_and_strange_processes_are_one_line(monkeypatch):
+    jax.config.update("jax_disable_jit", True)
+    try:
+        with pytest.raises(UserError, match="JAX_DISABLE_JIT"):
+            compilation.set_up()
+    finally:
+        jax.config.update("jax_disable_jit", False)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="--distributed"):
+        compilation.set_up()
+
+
+def test_cpu_convolves_with_xlas_own_code():
     if jax.default_backend() != "cpu":
         pytest.skip("no CPU")
 
@@ -100,44 +138,25 @@ def test_a_cpu_convolves_with_xlas_own_code():
 
 def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
     monkeypatch.setattr(compilation, "_CPU_OPTIONS", {"xla_cpu_no_such_option": "1"})
-    compilation.compiler_options.cache_clear()
-    try:
-        assert compilation.compiler_options() == {}
-    finally:
-        compilation.compiler_options.cache_clear()
+    assert compilation.compiler_options.__wrapped__() == {}
 
 
-def test_only_waiting_for_a_program_counts_as_compiling(monkeypatch):
-    """By a fake clock, steps in progress take 100 seconds, and the compiler another 7."""
-    clock = [0.0]
+def test_programs_are_compiled_in_order_and_the_later_ones_give_way():
+    """On a CPU, only the first has the usual priority; an error reaches who waits for it."""
 
-    def finish_steps(under_way):
-        assert under_way == ("steps",)
-        clock[0] += 100
+    def nice():
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
-    class Late(concurrent.futures.Future):
-        def exception(self, timeout=None):
-            if not self.done():
-                clock[0] += 7
-                self.set_result(lambda steps: f"next {steps}")
+    def job(name):
+        """Returns a lowered program that records the priority at which it is compiled."""
+        if name == "bad":
+            raise ZeroDivisionError
+        lowered = jax.jit(lambda x: 2 * x).lower(jnp.float32(0))
+        return types.SimpleNamespace(compile=lambda: nices.append(nice()) or lowered.compile())
 
-    monkeypatch.setattr(compilation, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
-    monkeypatch.setattr(jax, "block_until_ready", finish_steps)
-    compiler = compilation.Compiler()
-    program = compilation.Program(Late(), compiler)
-    assert program("steps") == "next steps"
-    assert (compiler.seconds, clock[0]) == (7, 107)
-    # The program is compiled now, so neither it nor the steps are waited for.
-    assert program("steps") == "next steps"
-    assert (compiler.seconds, clock[0]) == (7, 107)
-
-
-def test_memory_counts_what_is_donated_once():
-    """Memory is needed for arguments, results and temporaries; a donated argument is reused."""
-    x, compiler = jnp.ones(2**20), compilation.Compiler()
-
-    def needed(**options):
-        return compiler.submit(jax.jit(lambda x: x + 1, **options).lower, x).memory()
-
-    assert needed() >= 2 * x.nbytes
-    assert x.nbytes <= needed(donate_argnums=0) < 2 * x.nbytes
+    nices, names = [], ("first", "bad", "second", "third")
+    programs = compilation.start({name: lambda name=name: job(name) for name in names})
+    assert programs["third"].result(60)(jnp.float32(3)) == 6
+    assert isinstance(programs["bad"].exception(), ZeroDivisionError)
+    if sys.platform == "linux" and jax.default_backend() == "cpu":
+        assert nices == [nice(), 19, 19]
