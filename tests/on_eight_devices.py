@@ -1,11 +1,13 @@
 """Tests that need a process with eight devices; runtime/test_devices.py starts one."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_flax import step
+from mnist_flax import data, step
 from mnist_flax.runtime import devices
 from mnist_flax.study.replicas import Replicas
 from mnist_flax.trainer import Trainer
@@ -68,7 +70,7 @@ def test_as_many_devices_as_divide_a_batch_have_a_part(batch_size, parts):
 def test_arrays_lie_on_every_device(shape, dtype):
     """Every device holds each array whole; batches have one size, with zeros after the last row."""
     array = np.random.default_rng(0).integers(1, 200, shape).astype(dtype)
-    placed = devices.place((array, array[::-1]), {"test": array})
+    placed = devices.place((array, array[::-1]), {"test": (array, array)})
     for ours, theirs in zip(
         (devices.put(array), *placed.train), (array, array, array[::-1]), strict=True
     ):
@@ -82,32 +84,27 @@ def test_arrays_lie_on_every_device(shape, dtype):
     assert not np.any(batch[50:])
 
 
-def test_an_epoch_is_that_of_one_device(config, trainer):
+def test_epoch_is_that_of_one_device(config, trainer):
     """Augmentation, statistics, gradients and averages agree, also in a smaller last batch.
 
     48 images are divided into eight shares, 30 into two.
     """
     dataset = small_dataset(config, 48 + 30)
+    normalize = functools.partial(data.normalize, mean=dataset.mean, std=dataset.std)
     state = trainer.create_state(5)
     order = np.asarray(step.shuffle(jnp.copy(state.key), 1, 78))
     state, metrics = train(trainer, state, 1)
-
-    @jax.jit
-    def run_alone(state, images, labels):
-        options = {"config": config, "normalize": trainer._options["normalize"]}
-        return step.train_step(state, images, labels, **options)
-
+    step_alone = functools.partial(step.train_step, config=config, normalize=normalize)
     alone = jax.jit(lambda: create_state(config, seed=5, steps_per_epoch=2))()
     for index, part in enumerate((order[:48], order[48:])):
-        images, labels = (array[part] for array in dataset.train)
-        alone, of_step = run_alone(alone, images, labels)
+        alone, of_step = jax.jit(step_alone)(alone, *(array[part] for array in dataset.train))
         np.testing.assert_allclose(metrics.loss[index], of_step.loss, rtol=1e-5)
         assert abs(metrics.accuracy[index] - of_step.accuracy) <= 1.01 / len(part)
     assert {leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state)} == {True}
     assert_close(state, alone, 1e-4)
     logits = trainer.predict(state, "test")
-    images = trainer._options["normalize"](dataset.test.images)
-    expected = state.apply_fn(jax.device_get(alone.eval_variables), images, train=False)
+    variables, images = jax.device_get(alone.eval_variables), normalize(dataset.test.images)
+    expected = state.apply_fn(variables, images, train=False)
     np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -115,10 +112,11 @@ def test_an_epoch_is_that_of_one_device(config, trainer):
 def test_replicas_have_devices_of_their_own(config, trainer, num_replicas):
     """Four replicas have two devices each; three share all eight. The results are the same."""
     dataset = small_dataset(config, 48 + 30)
-    replicas = Replicas(config, dataset, num_replicas, Trainer.place(dataset))
+    placed = devices.place(dataset.train, dataset.eval_splits)
+    replicas = Replicas(config, dataset, num_replicas, placed)
     replicas.compile()
     seeds = list(range(num_replicas))
-    states, metrics = train(replicas, replicas.create_states(seeds), 1)
+    states, metrics = train(replicas, replicas.create_state(np.array(seeds)), 1)
     kernel = states.params["classifier"]["kernel"]
     held = [shard.data.shape[0] for shard in kernel.addressable_shards]
     assert held == ([1] if num_replicas == 4 else [3]) * NUM_DEVICES
