@@ -64,6 +64,8 @@ def _prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a notebook's has not
             stream.reconfigure(errors="backslashreplace")  # for characters its encoding lacks
+    if not process.goes_on():
+        os.environ["MPLBACKEND"] = "agg"  # matplotlib could not be imported with an unknown one
     # A thread that draws may keep Python's lock for this many seconds while the main thread waits
     # to start a step. With Python's default of 0.005, steps of 0.4 ms took 2 ms.
     sys.setswitchinterval(0.001)
