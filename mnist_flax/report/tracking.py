@@ -79,7 +79,7 @@ class Tracker:
     def do(self, job: Job) -> Future | None:
         """Calls `job` on the tracker's thread, unless W&B has stopped; returns its future."""
 
-        def attempt() -> None:
+        def guarded() -> None:
             if self.has_stopped:
                 return
             try:
@@ -90,7 +90,7 @@ class Tracker:
                 with contextlib.suppress(Exception, SystemExit):
                     self._leave()
 
-        return None if self.has_stopped else self._thread.submit(attempt)
+        return None if self.has_stopped else self._thread.submit(guarded)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Adds values to a step, which must be the last one logged."""
@@ -263,6 +263,8 @@ class WandB(Observer):
         epoch = epoch or best
         path = self.folder / "checkpoints" / f"{epoch}.msgpack"
         aliases = ["latest", "best"] if epoch == best else ["latest"]
+        if self.tracker.has_stopped:
+            return
         model = attempt(f"W&B gets no model of epoch {epoch}", self.line, path.read_bytes)
 
         def log(wandb: Any, run: Any) -> None:
@@ -275,14 +277,15 @@ class WandB(Observer):
             self.tracker.do(log)
 
     def _log_pictures(self, step: int, *names: str) -> None:
-        drawn = {name: self.pictures.drawn.get(name) for name in names}
+        drawn = {name: self.pictures.drawn[name] for name in names if name in self.pictures.drawn}
 
         def log(wandb: Any, run: Any) -> None:
             from PIL import Image
 
-            for name, picture in drawn.items():
-                if png := _wait(picture):
-                    run.log({name: wandb.Image(Image.open(io.BytesIO(png)))}, step=step)
+            with contextlib.suppress(concurrent.futures.CancelledError):  # an aborted run's
+                for name, picture in drawn.items():
+                    if png := picture.result():
+                        run.log({name: wandb.Image(Image.open(io.BytesIO(png)))}, step=step)
 
         self.tracker.do(log)
 
@@ -295,14 +298,6 @@ class WandB(Observer):
             rows.append([wandb.Image(image[..., 0]), *classes, *test.probabilities[index].tolist()])
         columns = ["image", "label", "prediction", *(f"p({name})" for name in names)]
         return wandb.Table(columns=columns, data=rows)
-
-
-def _wait(picture: Future | None) -> bytes | None:
-    """Waits for a PNG; returns None if drawing it failed or was cancelled."""
-    try:
-        return picture.result() if picture else None
-    except concurrent.futures.CancelledError:
-        return None
 
 
 def run_name(config: ConfigDict, dataset: Dataset) -> str:
