@@ -7,14 +7,9 @@ import pytest
 
 from mnist_flax import predict
 from mnist_flax.sources import sample
-from tests.runs import ROOT, python
-from tests.runs import copy as copy_run
+from tests import runs
 
-PAGE = ROOT / "docs" / "use.md"
-# Runs a module while hiding a package: importing it then fails.
-HIDDEN = (
-    "import sys; sys.modules[{!r}] = None; import runpy; runpy.run_module({!r}, alter_sys=True)"
-)
+PAGE = runs.ROOT / "docs" / "use.md"
 
 
 def code_block(heading: str) -> str:
@@ -28,13 +23,11 @@ def images():
     return sample.load().test.images
 
 
-@pytest.fixture(scope="module")
-def export(tmp_path_factory):
-    cwd, module = tmp_path_factory.getbasetemp(), ("-m", "mnist_flax.export")
-
-    def export(workdir, *arguments: str, command=module):
-        workdir = f"--workdir={workdir}"
-        return python(*command, workdir, *arguments, cwd=cwd, PYTHONPATH=str(ROOT))
+@pytest.fixture
+def export(tmp_path):
+    def export(workdir, *arguments: str, **options):
+        options = {"command": "mnist_flax.export", "cwd": tmp_path, **options}
+        return runs.run(f"--workdir={workdir}", *arguments, **options)
 
     return export
 
@@ -48,7 +41,7 @@ def in_a_clean_process(tmp_path, images):
         before = "import sys; sys.modules.update(dict.fromkeys(('flax', 'mnist_flax')))\n"
         load = "import numpy as np\nimages = np.load('images.npy')\n"
         after = "\nnp.save('probabilities.npy', np.asarray(probabilities))\n"
-        done = python("-c", before + load + code + after, cwd=tmp_path, PYTHONPATH=None)
+        done = runs.python("-c", before + load + code + after, cwd=tmp_path, PYTHONPATH=None)
         assert done.returncode == 0, done.stderr
         return np.load(tmp_path / "probabilities.npy")
 
@@ -119,7 +112,7 @@ def test_the_module_of_the_page_is_that_of_the_default_recipe():
 def test_averaged_weights_and_a_single_view(averaged, export, images, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    run = copy_run(averaged, tmp_path / "run")
+    run = runs.copy(averaged, tmp_path / "run")
     done = export(run, "--format=onnx", "--checkpoint=1")
     assert done.returncode == 0, done.stderr
     note, wrote = done.stdout.splitlines()
@@ -143,9 +136,9 @@ def test_averaged_weights_and_a_single_view(averaged, export, images, tmp_path):
         (["--format=onnx", "--output=~nobody-here/file"], "~nobody-here/file: no such user"),
     ],
 )
-def test_bad_flags_are_one_line(fork_main, finished, arguments, message):
+def test_bad_flags_are_one_line(export, finished, arguments, message):
     pytest.importorskip("onnx")
-    done = fork_main(f"--workdir={finished}", *arguments, command="mnist_flax.export")
+    done = export(finished, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
 
@@ -155,9 +148,8 @@ def test_bad_flags_are_one_line(fork_main, finished, arguments, message):
     [("stablehlo", "flatbuffers"), ("onnx", "onnx"), ("pytorch", "safetensors")],
 )
 def test_a_missing_extra_is_one_line(export, tmp_path, form, package):
-    code = HIDDEN.format(package, "mnist_flax.export")
-    code = f"{code[:-1]}, run_name='__main__')"
-    done = export(tmp_path, f"--format={form}", command=("-c", code))
+    hide = f"import sys; sys.modules[{package!r}] = None"  # importing it then fails
+    done = export(tmp_path, f"--format={form}", before=hide)
     expected = f"error: --format={form} needs {package}; pip install -e '.[{form}]'\n"
     assert (done.returncode, done.stderr) == (2, expected)
     assert not list(tmp_path.iterdir())

@@ -10,8 +10,7 @@ from PIL import Image
 from mnist_flax import predict
 from mnist_flax.run import checkpoint
 from mnist_flax.sources import sample
-from tests.runs import ROOT, TINY, python
-from tests.runs import copy as copy_run
+from tests import runs
 
 
 @pytest.fixture
@@ -19,21 +18,10 @@ def run(finished, tmp_path):
     """Runs the command in an empty folder, by default on the finished run."""
 
     def run(*arguments: str, workdir=finished, **env: str) -> subprocess.CompletedProcess:
-        command = ("-m", "mnist_flax.predict", f"--workdir={workdir}", *arguments)
-        return python(*command, cwd=tmp_path, PYTHONPATH=str(ROOT), **env)
+        options = {"command": "mnist_flax.predict", "cwd": tmp_path, **env}
+        return runs.run(f"--workdir={workdir}", *arguments, **options)
 
     return run
-
-
-@pytest.fixture
-def fork(fork_main, finished, tmp_path):
-    """Runs the command in a fork, for input that is refused."""
-
-    def fork(*arguments: str, workdir=finished) -> subprocess.CompletedProcess:
-        command = "mnist_flax.predict"
-        return fork_main(f"--workdir={workdir}", *arguments, command=command, cwd=tmp_path)
-
-    return fork
 
 
 @pytest.fixture
@@ -65,10 +53,9 @@ def test_pictures_as_a_table_and_as_json(run, digits, finished):
 
 @pytest.mark.parametrize("module", ["predict", "export"])
 def test_a_run_in_a_folder_below(finished, tmp_path, module):
-    copy_run(finished, tmp_path / "runs" / "1")
+    runs.copy(finished, tmp_path / "runs" / "1")
     flags = {"predict": ["--json"], "export": ["--format=stablehlo"]}[module]
-    command = ("-m", f"mnist_flax.{module}", "--workdir=runs/1", *flags)
-    done = python(*command, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    done = runs.run("--workdir=runs/1", *flags, command=f"mnist_flax.{module}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "runs/1" in done.stdout + done.stderr
 
@@ -114,8 +101,8 @@ def test_without_pictures_it_is_the_test_set(run, finished):
         (["0.png", "--figure=~nobody-here/0.png"], "~nobody-here/0.png: no such user"),
     ],
 )
-def test_bad_input_is_one_line(fork, digits, arguments, expected):
-    done = fork(*arguments)
+def test_bad_input_is_one_line(run, digits, arguments, expected):
+    done = run(*arguments)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {expected}") and done.stderr.count("\n") == 1
 
@@ -128,7 +115,7 @@ def test_the_data_set_of_a_run_on_mnist(run, run_main, mnist_dir, tmp_path):
     flags = ["--config.dataset.source=tfds", f"--config.dataset.manual_dir={folder}"]
     flags += ["--config.num_epochs=1", "--config.batch_size=2048"]
     flags += ["--config.dataset.validation_size=1000"]
-    done = run_main(*TINY, *flags, f"--workdir={workdir}")
+    done = run_main(*runs.TINY, *flags, f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
     summary = json.loads((workdir / "summary.json").read_text())
     expected = f", {summary['num_test_errors']:,} errors in 10,000 test images, on MNIST"
@@ -140,9 +127,9 @@ def test_the_data_set_of_a_run_on_mnist(run, run_main, mnist_dir, tmp_path):
     assert expected in run(f"--manual_dir={mnist_dir}", workdir=workdir).stdout
 
 
-def check_refused(fork, workdir, data):
+def check_refused(run, workdir, data):
     """Asserts that the test set is refused with one line, because the run used other data."""
-    done = fork("--figure=out.png", workdir=workdir)
+    done = run("--figure=out.png", workdir=workdir)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith(f"error: --workdir={workdir} holds a run on SAMPLE of 5,000")
     assert f"but the data are now {data}, CRC-32 " in done.stderr and "manual_dir" in done.stderr
@@ -151,7 +138,7 @@ def check_refused(fork, workdir, data):
 
 def copy_of(run, folder, about=(), **dataset):
     """Returns a copy of a run, whose last checkpoint has other data."""
-    path = copy_run(run, folder) / "checkpoints" / "4.msgpack"
+    path = runs.copy(run, folder) / "checkpoints" / "4.msgpack"
     saved = checkpoint.read(path)
     saved.about.update(about)
     saved.config["dataset"].update(dataset)
@@ -159,15 +146,15 @@ def copy_of(run, folder, about=(), **dataset):
     return folder
 
 
-def test_another_data_set_than_that_of_the_run(fork, finished, mnist_dir, tmp_path):
+def test_another_data_set_than_that_of_the_run(run, finished, mnist_dir, tmp_path):
     about = {"source": "tfds", "title": "MNIST"}
     copy = copy_of(finished, tmp_path / "copy", about, manual_dir=str(mnist_dir))
-    check_refused(fork, copy, "MNIST")
+    check_refused(run, copy, "MNIST")
 
 
-def test_other_images_than_those_of_the_run(fork, finished, tmp_path):
+def test_other_images_than_those_of_the_run(run, finished, tmp_path):
     copy = copy_of(finished, tmp_path / "copy", validation_size=500)
-    check_refused(fork, copy, "SAMPLE of 5,000 MNIST digits, not MNIST")
+    check_refused(run, copy, "SAMPLE of 5,000 MNIST digits, not MNIST")
 
 
 def test_a_thousand_pictures_in_one_call(run, tmp_path):
