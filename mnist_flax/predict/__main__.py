@@ -122,7 +122,7 @@ def _test(classifier: "predict.Classifier") -> None:
     check_data(where, before, dataset.identity, "another --manual_dir")
     images, labels = dataset.test
     probabilities = classifier(images)
-    errors = np.count_nonzero(probabilities.argmax(1) != labels)
+    errors = int((probabilities.argmax(1) != labels).sum())
     accuracy = 1 - errors / len(labels)
     if _JSON.value:
         print(json.dumps({"test_accuracy": accuracy, "num_test_errors": errors}))
