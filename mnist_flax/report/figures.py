@@ -52,20 +52,17 @@ def augmentation_sheet(original: np.ndarray, augmented: np.ndarray, title: str) 
 
     Args:
       original: `[height, width, 1]`, 0..255.
-      augmented: `[n, height, width, 1]`, 0..255.
+      augmented: `[n, height, width, 1]`, 0..255; n is 9, 19, 29 and so on.
       title: the title of the figure; it names the data.
     """
-    images = [original, *augmented]
-    rows = -(-len(images) // 10)
-    figure = create_figure(10, rows + 0.55)
-    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04, wspace=0, hspace=0)
-    axes = figure.subplots(rows, 10, squeeze=False).ravel()
-    for ax in axes:
-        ax.set_axis_off()
-    for ax, image in zip(axes, images, strict=False):
-        ax.imshow(image[..., 0], **_GREY)
-    frame = {"transform": axes[0].transAxes, "fill": False, "color": _WRONG, "linewidth": 2}
-    axes[0].add_patch(Rectangle((0, 0), 1, 1, clip_on=False, **frame))
+    images = np.concatenate([original[None], augmented])[..., 0]
+    cells = np.pad(images, ((0, 0), (1, 1), (1, 1)), constant_values=255)  # gaps of 2 pixels
+    rows, (height, width) = len(images) // 10, cells.shape[1:]
+    figure = create_figure(10, rows + 0.7)
+    ax = figure.subplots()
+    ax.imshow(np.block([[*row] for row in cells.reshape(rows, 10, height, width)]), **_GREY)
+    ax.add_patch(Rectangle((0, 0), width - 1, height - 1, fill=False, color=_WRONG, linewidth=2))
+    ax.set_axis_off()
     figure.suptitle(f"{title}\none digit (framed red) and {len(augmented)} augmentations of it")
     return figure
 
@@ -126,13 +123,9 @@ def curves(history: History, title: str) -> Figure:
       title: the title of the figure; it names the data.
     """
     charts = metrics.charts(history)
-    columns = min(len(charts), 2)
-    rows = -(-len(charts) // 2)
-    figure = create_figure(5.5 * columns, 4.7 * rows)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for ax in panels[len(charts) :]:
-        ax.set_axis_off()
-    for ax, chart in zip(panels, charts, strict=False):
+    figure = create_figure(5.5 * len(charts), 4.7)
+    panels = figure.subplots(1, len(charts), squeeze=False)[0]
+    for ax, chart in zip(panels, charts, strict=True):
         _draw_chart(ax, chart)
         ax.set(xlabel="epoch", xlim=(0, 1.03 * history.epoch))
     faint = {line["name"] for chart in charts for line in chart["series"] if line["isFaint"]}

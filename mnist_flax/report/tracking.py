@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from mnist_flax.data import Dataset
@@ -95,21 +94,6 @@ class Tracker:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Adds values to a step, which must be the last one logged."""
         self.do(lambda wandb, run: run.log(dict(values), step=step))
-
-    def log_steps(self, first: int, steps: Mapping[str, np.ndarray]) -> None:
-        """Logs the training metrics of steps; W&B skips the ones it already has.
-
-        Args:
-          first: the number of the first step, counted from 1 over the whole run.
-          steps: by name, such as 'loss', `[steps]`.
-        """
-
-        def log(wandb: Any, run: Any) -> None:
-            for step, values in enumerate(zip(*steps.values(), strict=True), first):
-                named = zip(steps, map(float, values), strict=True)
-                run.log({f"train/{name}": value for name, value in named}, step=step)
-
-        self.do(log)
 
     def finish(
         self, summary: Mapping[str, Any], exit_code: int = 0, timeout: float = FINISH_SECONDS
@@ -242,17 +226,24 @@ class WandB(Observer):
             self.line(f"W&B: the run is kept offline; to upload it: wandb sync {folder}")
 
     def _log_epoch(self, history: History, epoch: int) -> None:
+        """Logs an epoch and its steps; W&B skips the ones it already has."""
         record, count = history.records[epoch - 1], history.steps_per_epoch
         steps = {}
         for name, values in history.steps.items():
             # Counted from the end: a metric that was added during the run has only the last steps.
             end = len(values) - (history.epoch - epoch) * count
             if end >= count:
-                steps[name] = values[end - count : end]
-        self.tracker.log_steps(record["step"] - count + 1, steps)
+                steps[f"train/{name}"] = values[end - count : end].tolist()
         # Each step already logs train/loss and train/accuracy, so the epoch's means are renamed.
         renamed = {k.replace("train/", "train/epoch_"): v for k, v in record.items() if k != "step"}
-        self.tracker.log(record["step"], renamed)
+
+        def log(wandb: Any, run: Any) -> None:
+            first = record["step"] - count + 1
+            for step, values in enumerate(zip(*steps.values(), strict=True), first):
+                run.log(dict(zip(steps, values, strict=True)), step=step)
+            run.log(renamed, step=record["step"])
+
+        self.tracker.do(log)
 
     def _log_model(self, history: History, epoch: int | None = None) -> None:
         """Logs a checkpoint, or the best one, as an artifact that `predict.load` can read.

@@ -98,7 +98,8 @@ def test_augmentation_sheet():
     images = np.arange(30, dtype=np.uint8)[:, None, None, None] * np.ones((28, 28, 1), np.uint8)
     figure = figures.augmentation_sheet(images[0], images[1:], LONG_TITLE)
     assert_nothing_is_cropped(draw(figure))
-    assert [ax.images[0].get_array()[0, 0] for ax in figure.axes] == list(range(30))
+    sheet = figure.axes[0].images[0].get_array()
+    np.testing.assert_array_equal(sheet[1::30, 1::30], np.arange(30).reshape(3, 10))
 
 
 @pytest.mark.parametrize("num_epochs", [1, 20])
@@ -118,7 +119,7 @@ def test_a_panel_for_every_metric():
     records = tuple(r | {"validation/top3_accuracy": 1.0} for r in history(2).records)
     figure = figures.curves(History("anid", "MNIST", records), "MNIST")
     assert_nothing_is_cropped(draw(figure))
-    panels = [ax.get_ylabel() for ax in figure.axes if ax.axison]
+    panels = [ax.get_ylabel() for ax in figure.axes]
     assert panels == ["loss, cross-entropy", "accuracy, %", "top3 accuracy, %"]
 
 
@@ -138,7 +139,7 @@ def every(title):
     images, labels, probabilities = predictions(2, 1)
     yield figures.digits_with_bars(images, labels, probabilities, DIGITS, title)
     yield figures.digits_with_bars(images[:0], labels[:0], probabilities[:0], DIGITS, title)
-    yield figures.augmentation_sheet(images[0], images, title)
+    yield figures.augmentation_sheet(images[0], images.repeat(5, 0)[:9], title)
     yield figures.curves(history(1), title)
     yield figures.confusion(np.eye(10, dtype=int), DIGITS, title)
 
