@@ -2,141 +2,121 @@
 
 The compiler of libtpu needs no TPU. This command lets it compile the training step and the
 evaluation of a recipe as a run would, for a chip, a host or a slice of several hosts, and prints
-its estimates. Nothing is run. Each topology has its own process, because the compiler may crash.
+what it reports. Nothing is run.
 """
 
-import contextlib
+import importlib.metadata
 import importlib.util
-import re
-from collections.abc import Sequence
-from typing import Any
+import os
+from collections.abc import Iterator
+from unittest import mock
 
+import jax
 from absl import flags
+from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from mnist_flax.benchmark.tables import markdown
-from mnist_flax.benchmark.worker import Worker
+from mnist_flax.benchmark.jax_worker import noise
 from mnist_flax.cli import command
 from mnist_flax.errors import UserError, refused
+from mnist_flax.runtime import devices, memory
+from mnist_flax.trainer import Trainer
 
-flags.adopt_module_key_flags(command)
-_DEFAULT = ("v5e:1x1", "v5e:2x2", "v5e:4x4")  # a chip, a host, a slice of four hosts
-_TOPOLOGY = flags.DEFINE_list("topology", list(_DEFAULT), "What to compile for, as TYPE:SHAPE.")
+_TOPOLOGY = flags.DEFINE_list(
+    "topology",
+    "v5e:1x1,v5e:2x2,v5e:4x4",  # a chip, a host, a slice of four hosts
+    "What to compile for, as TYPE:SHAPE.",
+)
 
-# These keep libtpu from looking for its host and from refusing a second process, and JAX from
-# looking for a TPU and from loading a program from its cache.
+# These keep libtpu from looking for its host and from refusing to be loaded twice.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "JAX_PLATFORMS": "cpu",
-    "JAX_ENABLE_COMPILATION_CACHE": "false",
 }
-_PROGRAMS = ("step", "evaluation")
-# Clock rates by kind of device. They follow from the peaks that Google publishes for bfloat16,
-# which are 2 * units * side**2 * clock. A v4 and a v5p have 8 matrix units of side 128, a v5e has 4
-# of side 128, and a v6e has 4 of side 256.
-_HERTZ = {"TPU v4": 1.05e9, "TPU v5 lite": 1.5e9, "TPU v5": 1.75e9, "TPU v6 lite": 1.75e9}
-_NUM_OPERATIONS = 5  # per program in the table of operations
+_HEAD = (
+    "GFLOP and MB are the compiler's, for one device; a loop counts as a single pass.\n\n"
+    "| topology | program | devices | hosts | images | GFLOP "
+    "| MB accessed | MB of arguments | MB of temporaries |\n"
+    f"| --- | --- {'| ---: ' * 7}|"
+)
 
 
 def main(config: ConfigDict) -> None:
-    """Compiles the programs and prints what the compiler reports.
+    """Compiles the programs and prints a row of a table for each.
 
     Raises:
-      UserError: libtpu is missing, does not know a topology, or has crashed. After a crash, the
-        results for the other topologies are printed first.
+      UserError: libtpu is missing or does not know a topology, or the recipe does not suit it.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("compiling for a TPU needs libtpu; pip install -e '.[tpu]'")
-    if not _TOPOLOGY.value:
-        raise refused("--topology", "", f"one or more, such as {','.join(_DEFAULT)}")
-    results, problems = compile_for(config, _TOPOLOGY.value)
-    if results:
-        print(report(results))
-    if problems:
-        raise UserError("; ".join(problems))
+    os.environ.update(_ENVIRONMENT)
+    jax.config.update("jax_platforms", "cpu")  # for the constants in a program
+    jax.config.update("jax_enable_compilation_cache", False)  # it cannot load programs for a TPU
+    found = {name: find_devices(name) for name in _TOPOLOGY.value}
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu", "flax")]
+    print(f"Compiled with {', '.join(versions)}, not run.", _HEAD, flush=True)
+    for name, chips in found.items():
+        for row in compile_for(config, chips):
+            print(f"| {name} |", " | ".join(row), "|", flush=True)
 
 
-def compile_for(config: ConfigDict, names: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Compiles the programs for each of the topologies.
-
-    Returns:
-      What `tpu_worker` reports for each topology and program, with their names; and a line for
-      each topology whose compiler has crashed.
+def find_devices(topology: str) -> list[jax.Device]:
+    """Returns the devices of a topology such as 'v5e:2x2'.
 
     Raises:
-      UserError: libtpu does not know a topology, or the recipe does not suit it.
+      UserError: libtpu does not know the topology.
     """
-    from tqdm import tqdm  # not before its environment variables have been checked
-
-    results: list[dict[str, Any]] = []
-    problems = []
-    with contextlib.ExitStack() as stack:
-        workers = {}
-        for name in names:  # check all of them before compiling for the first
-            settings = {"config": config.to_dict(), "topology": name}
-            workers[name] = Worker("tpu_worker", settings, _ENVIRONMENT, f"the compiler for {name}")
-            stack.callback(workers[name].close)
-        bar = stack.enter_context(tqdm(total=len(workers) * len(_PROGRAMS), unit=" programs"))
-        for name, worker in workers.items():
-            try:
-                for program in _PROGRAMS:
-                    bar.set_description(f"{name}, {program}")
-                    said = worker.measure(program)
-                    results.append({"topology": name, "program": program} | worker.about | said)
-                    bar.update()
-            except UserError as error:
-                problems.append(str(error))
-    return results, problems
+    # A TPU host has four chips, unless the topology is a single chip.
+    is_chip = topology.endswith((":1x1", ":1x1x1"))
+    options = {"chips_per_host_bounds": (1, 1, 1)} if is_chip else {}
+    try:
+        return topologies.get_topology_desc(topology, "tpu", **options).devices
+    except jax.errors.JaxRuntimeError as error:
+        known = f"one that libtpu knows, such as v5e:2x2 ({str(error).splitlines()[0]})"
+        raise refused("--topology", topology, known) from None
 
 
-def report(results: list[dict[str, Any]]) -> str:
-    """Returns Markdown on the results of `compile_for`: the programs and longest operations."""
-    rows = [_program(result) for result in results]
-    operations = [["operation", "topology", "program", "cycles", "share"]]
-    for result in results:
-        longest = sorted(result["cycles"].items(), key=lambda item: -item[1])[:_NUM_OPERATIONS]
-        operations += [
-            [_short(operation), result["topology"], result["program"], f"{cycles:,}", share]
-            for operation, cycles in longest
-            for share in [f"{cycles / sum(result['cycles'].values()):.0%}"]
-        ]
-    versions = ", ".join(f"{name} {version}" for name, version in results[0]["versions"].items())
-    return "\n".join(
-        [
-            f"Compiled with {versions}, not run. Cycles are the compiler's estimates. They leave "
-            "out gathers and collectives, so a program takes longer. Memory is per device.",
-            "",
-            *markdown([list(rows[0]), *(list(row.values()) for row in rows)]),
-            "",
-            *markdown(operations),
-        ]
+def compile_for(config: ConfigDict, chips: list[jax.Device]) -> Iterator[list[str]]:
+    """Compiles the training step and the evaluation as a run on these devices would.
+
+    The project asks JAX for its devices through the functions replaced here; JAX's own lowering
+    looks only at the mesh. Nothing can be put on devices that do not exist, but to compile, shapes
+    suffice.
+
+    Yields:
+      A row of the table for each program, without the topology.
+
+    Raises:
+      UserError: the recipe does not suit the devices, or they have too little memory.
+    """
+    most = 60_000 - config.dataset.validation_size
+    # Only whole batches, so that there is one step.
+    dataset = noise(config, most - most % config.batch_size or most, 10_000)
+    pretended = mock.patch.multiple(
+        jax,
+        devices=lambda: chips,
+        device_count=lambda: len(chips),
+        default_backend=lambda: "tpu",
     )
-
-
-def _program(result: dict[str, Any]) -> dict[str, str]:
-    """Returns a row of the table of programs."""
-    cycles, images = sum(result["cycles"].values()), result["batch_size"][result["program"]]
-    hertz = _HERTZ.get(result["kind"])
-    collectives = [f"{number} {kind}" for kind, number in result["collectives"].items()]
-    return {
-        "topology": result["topology"],
-        "program": result["program"],
-        "devices": str(result["num_devices"]),
-        "hosts": str(result["num_hosts"]),
-        "images": f"{images:,}",
-        "cycles": f"{cycles:,}",
-        "images/s at most": f"{images * hertz / cycles:,.0f}" if hertz else "unknown",
-        "arguments, MB": f"{result['argument_bytes'] / 1e6:,.0f}",
-        "temporaries, MB": f"{result['temporary_bytes'] / 1e6:,.0f}",
-        "gathers": str(result["gathers"]),
-        "collectives": ", ".join(collectives) or "none",
+    with pretended, mock.patch.object(devices, "put", devices.shapes):
+        trainer = Trainer(config, dataset)
+        trainer.compile()
+    try:
+        step, predict = (program.result() for program in trainer._programs.values())
+    except jax.errors.JaxRuntimeError as error:
+        raise memory.exhausted(error) or error from None
+    hosts = len({chip.process_index for chip in chips})
+    programs = {
+        "step": (config.batch_size, step),
+        "evaluation": (predict.out_info.shape[0], predict),
     }
-
-
-def _short(operation: str) -> str:
-    """Returns the name of an operation without its program and its branch for the platform."""
-    return re.sub(r"^jit\(\w+\)/|cond/branch_\d+_fun/", "", operation)
+    for name, (images, program) in programs.items():
+        cost, size = program.cost_analysis(), program.memory_analysis()
+        in_bytes = (cost["bytes accessed"], size.argument_size_in_bytes, size.temp_size_in_bytes)
+        numbers = (len(chips), hosts, images, cost["flops"] / 1e9, *(x / 1e6 for x in in_bytes))
+        yield [name, *(f"{number:,.0f}" for number in numbers)]
 
 
 if __name__ == "__main__":
