@@ -93,7 +93,7 @@ def compile_for(config: ConfigDict, chips: list[jax.Device]) -> Iterator[list[st
     """
     most = 60_000 - config.dataset.validation_size
     # Only whole batches, so that there is one step.
-    dataset = noise(config, most - most % config.batch_size or most, 10_000)
+    dataset = noise(config, most - most % config.batch_size or most)
     pretended = mock.patch.multiple(
         jax,
         devices=lambda: chips,

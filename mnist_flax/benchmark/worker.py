@@ -1,133 +1,86 @@
-"""The benchmark's worker processes: one per implementation, timed in turn by the benchmark.
+"""The benchmark's worker processes: one per implementation, which times a task when asked to."""
 
-A worker first prints a line of JSON that describes it. It then reads names of tasks, one per line,
-and answers each with a line of JSON, usually the seconds that the task took.
-"""
-
-import contextlib
-import json
+import importlib
+import multiprocessing
 import os
-import pathlib
-import resource
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 from mnist_flax.errors import UserError
 
 _LEAST_SECONDS = 0.2  # the shortest measurement; faster tasks are repeated until it is reached
+_SPAWN = multiprocessing.get_context("spawn")  # a fresh process, with its own environment
 
 
 class Worker:
-    """Starts a process that runs `serve`, and asks it for measurements.
+    """Starts a process that calls the function `prepare` of a module of this folder.
+
+    `prepare` returns a description, the tasks by name, and a function that waits until a task's
+    result is computed.
 
     Args:
-      module: the module of this package to run.
-      settings: its only argument, which is passed as JSON.
+      module: the name of the module; only the new process imports it.
       env: the environment variables that differ from ours.
-      name: its name in error messages.
+      *args: the arguments of `prepare`.
 
     Attributes:
-      about: the worker's description of itself.
+      about: the description.
+
+    Raises:
+      UserError: `prepare` raised it, or the process has ended.
     """
 
-    def __init__(
-        self,
-        module: str,
-        settings: dict[str, Any],
-        env: dict[str, str],
-        name: str = "a worker of the benchmark",
-    ):
-        self._name = name
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in close()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", f"mnist_flax.benchmark.{module}", json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env={**os.environ, **env},
-            cwd=pathlib.Path(__file__).parents[2],
-        )
-        try:
-            self.about: dict[str, Any] = self._answer()
-        except UserError:
-            self.close()
-            raise
+    def __init__(self, module: str, env: dict[str, str], *args: Any):
+        self._pipe, theirs = _SPAWN.Pipe()
+        process = _SPAWN.Process(target=_serve, args=(theirs, module, args), daemon=True)
+        with mock.patch.dict(os.environ, env):
+            process.start()
+        theirs.close()  # so that reading fails once the process has ended
+        self.about = self._answer()
 
-    def measure(self, task: str) -> Any:
-        """Returns the seconds of a task, except for 'memory' (bytes) and 'matmul' (s per FLOP).
-
-        Raises:
-          UserError: the process has ended; the message gives its last line or the signal.
-        """
-        with contextlib.suppress(BrokenPipeError):
-            print(task, file=self._process.stdin, flush=True)
+    def measure(self, task: str) -> float:
+        """Returns the seconds of a task."""
+        self._pipe.send(task)
         return self._answer()
 
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
-
     def _answer(self) -> Any:
-        assert self._process.stdout is not None  # because it is a pipe
-        line = self._process.stdout.readline()
-        if line:
-            return json.loads(line)
-        status = self._process.wait()
-        if status < 0:
-            raise UserError(f"{self._name} has crashed: {signal.Signals(-status).name}")
-        self._errors.seek(0)
-        last = (self._errors.read().strip().splitlines() or ["it printed nothing"])[-1]
-        # Status 2 means that the worker raised a UserError.
-        raise UserError(last if status == 2 else f"{self._name} has ended: {last}")
+        try:
+            answer = self._pipe.recv()
+        except EOFError:
+            raise UserError(
+                "a process of the benchmark has ended, perhaps for lack of memory"
+            ) from None
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
 
 
-def timed(run: Callable[[], Any], wait: Callable[[Any], Any]) -> Callable[[], float]:
-    """Returns a task that measures seconds per call, waiting for the device after all calls."""
-
-    def seconds(calls: int) -> float:
-        started = time.perf_counter()
-        for _ in range(calls):
-            result = run()
-        wait(result)
-        return (time.perf_counter() - started) / calls
-
-    seconds(1)  # compiles
-    calls = max(1, round(_LEAST_SECONDS / seconds(1)))
-
-    def measure() -> float:
-        seconds(1)  # warms up, because the other workers have used the caches and the memory
-        return seconds(calls)
-
-    return measure
-
-
-def serve(about: dict[str, Any], prepare: Callable[[str], Callable[[], Any]]) -> None:
-    """Answers the benchmark until it closes the pipe.
-
-    Args:
-      about: the description of this worker.
-      prepare: returns a task, given its name; called when the task is first requested.
-    """
-    # Answers go to standard output; what libraries print goes to standard error.
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    print(json.dumps(about), file=answers, flush=True)
-    ready: dict[str, Callable[[], Any]] = {}
-    for name in map(str.strip, sys.stdin):
-        if name not in ready:
-            ready[name] = prepare(name)
-        print(json.dumps(ready[name]()), file=answers, flush=True)
+def _serve(pipe: Any, module: str, args: tuple[Any, ...]) -> None:
+    """Sends the description, then the seconds of each task received, until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    os.dup2(2, 1)  # standard output is for results, not for what libraries print
+    try:
+        prepare = importlib.import_module(f"mnist_flax.benchmark.{module}").prepare
+        about, tasks, wait = prepare(*args)
+        pipe.send(about)
+        while True:
+            run = tasks[pipe.recv()]
+            _seconds(run, wait)  # compiles, and fills the caches again after the other workers
+            once = _seconds(run, wait)
+            calls = round(_LEAST_SECONDS / once)
+            pipe.send(_seconds(run, wait, calls) if calls > 1 else once)
+    except UserError as error:
+        pipe.send(error)
+    except EOFError:
+        pass
 
 
-def peak_memory() -> int:
-    """Returns the most memory that this process has used so far, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def _seconds(run: Callable[[], Any], wait: Callable[[Any], Any], calls: int = 1) -> float:
+    started = time.perf_counter()
+    for _ in range(calls):
+        result = run()
+    wait(result)
+    return (time.perf_counter() - started) / calls

@@ -1,71 +1,12 @@
-import functools
 import json
 
 import pytest
 
 from configs import default
 from mnist_flax.benchmark import __main__ as benchmark
-from mnist_flax.benchmark import jax_worker
+from mnist_flax.benchmark.worker import Worker
 from mnist_flax.errors import UserError
-from tests.runs import python
-
-
-def test_work_is_counted_as_by_hand():
-    """Two operations per product: output pixels x kernel pixels x input x output channels."""
-    by_layer = [
-        24 * 24 * 25 * 1 * 36,
-        20 * 20 * 25 * 36 * 36,
-        10 * 10 * 4 * 36 * 36,
-        8 * 8 * 9 * 36 * 64,
-        6 * 6 * 9 * 64 * 128,
-        3 * 3 * 4 * 128 * 128,
-        3 * 3 * 1 * 128 * 256,
-        3 * 3 * 1 * 256 * 10,
-    ]
-    work = jax_worker.work(default.get_config().model)
-    assert work["forward"] == 2 * sum(by_layer)
-    assert work["step"] == 2 * (3 * sum(by_layer) - by_layer[0])
-
-
-def result(**seconds):
-    images = {"augmentation": 100, "forward": 100, "step": 100, "epoch": 300, "evaluation": 1_000}
-    return {
-        "device": "cpu",
-        "processor": "2 CPUs",
-        "python": "3.11",
-        "versions": {"jax": "0.10.2"},
-        "dtype": "float32",
-        "batch_size": 100,
-        "images": images,
-        "flop": {"forward": 1e6, "step": 3e6},
-        "matmul_flop_per_second": [1e9, 4e9, 2e9],
-        "seconds": {
-            task: {name: [n * s for s in values] for name, values in seconds.items()}
-            for task, n in images.items()
-        },
-        "compile_seconds": {"cold": 9.04, "cached": 0.5},
-        "peak_memory_bytes": dict.fromkeys(seconds, 2_000_000_000),
-    }
-
-
-def test_table_gives_medians_ranges_and_ratios_of_turns():
-    text = benchmark.table(result(mnist_flax=[0.01, 0.02, 0.04], torch=[0.02, 0.02, 0.02]))
-    assert "| step | 50 (25–100) | 50 (50–50) | 0 | 8% |" in text
-    # The ratios in the three turns are 2, 1 and 0.5; the row gives their median and range.
-    assert "| epoch | 1.00 (0.50–2.00) |" in text
-    assert "2 GFLOP/s" in text and "9.0 s" in text and "median (range) of 3" in text
-
-
-def test_table_without_another_has_no_ratios():
-    text = benchmark.table(result(mnist_flax=[0.01, 0.02, 0.04]))
-    assert "ratio" not in text and "| augmentation | 50 (25–100) |  |  |" in text
-
-
-@pytest.fixture
-def run_benchmark(tmp_path):
-    command = ("-m", "mnist_flax.benchmark")
-    return functools.partial(python, *command, timeout=600, XDG_CACHE_HOME=str(tmp_path))
-
+from tests.runs import QUICK, python, tiny
 
 SMALL = (
     "--config.batch_size=64",
@@ -76,37 +17,66 @@ SMALL = (
 )
 
 
-def test_measures_every_task(run_benchmark):
-    done = run_benchmark("--json", *SMALL)
-    assert done.returncode == 0, done.stderr
-    measured = json.loads(done.stdout)
-    for seconds in measured["seconds"].values():
-        assert len(seconds["mnist_flax"]) == 2 and min(seconds["mnist_flax"]) > 0
+def test_the_table_by_hand():
+    """The ratios in the three turns are 2, 1 and 0.5."""
+    result = {
+        "device": "cpu",
+        "processor": "2 CPUs",
+        "versions": {"jax": "0.10.2"},
+        "dtype": "float32",
+        "images": {"step": 2_048, "epoch": 6_144},
+        "images_per_second": {"step": {"mnist_flax": [100, 50, 25], "torch": [50, 50, 50]}},
+        "compile_seconds": {"cold": 9.04, "cached": 0.5},
+    }
+    text = benchmark.table(result)
+    assert "| images/s | mnist_flax | torch | ratio |\n| --- | ---: | ---: | ---: |\n" in text
+    assert "| step | 100 (50) | 50 (50) | 2.00 (1.00) |" in text
+    assert "batches of 2,048" in text and "9.0 s" in text and "3 repeats" in text
+
+
+@pytest.fixture
+def measure():
+    def measure(*arguments):
+        done = python("-m", "mnist_flax.benchmark", "--json", *SMALL, *arguments, **QUICK)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return measure
+
+
+def test_measures_every_task(measure):
+    measured = measure()
+    for rates in measured["images_per_second"].values():
+        assert len(rates["mnist_flax"]) == 2 and min(rates["mnist_flax"]) > 0
     assert measured["images"]["epoch"] == 100
     assert measured["compile_seconds"]["cached"] < measured["compile_seconds"]["cold"]
-    assert measured["peak_memory_bytes"]["mnist_flax"] > 100_000_000
     assert "| epoch |" in benchmark.table(measured)
 
 
 @pytest.mark.slow
-def test_measures_pytorch_in_turns(run_benchmark):
+def test_measures_pytorch_in_turns(measure):
     pytest.importorskip("torch")
-    done = run_benchmark("--json", "--against=torch", *SMALL)
-    assert done.returncode == 0, done.stderr
-    for seconds in json.loads(done.stdout)["seconds"].values():
-        assert len(seconds) == 5 and all(len(values) == 2 for values in seconds.values())
+    measured = measure("--against=torch")
+    for rates in measured["images_per_second"].values():
+        assert len(rates) == 3 and all(len(values) == 2 for values in rates.values())
+    assert "torch" in measured["versions"]
 
 
-def test_bad_flags_are_one_line(fork_main):
-    done = fork_main("--against=jax", command="mnist_flax.benchmark")
-    assert done.returncode == 2 and "torch" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_another_network_is_not_measured_against_the_originals(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+def test_what_pytorch_lacks_is_refused(monkeypatch):
     config = default.get_config()
-    benchmark._check_comparable(config)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs PyTorch; pip install"):
+        benchmark.check_comparable(config)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    benchmark.check_comparable(config)
     config.model.norm = "layer"
-    with pytest.raises(UserError, match=r"model\.norm=layer .*; allowed: batch"):
-        benchmark._check_comparable(config)
+    with pytest.raises(UserError, match=r"model\.norm must be batch with .*, got 'layer'"):
+        benchmark.check_comparable(config)
+
+
+def test_an_error_of_a_worker_is_an_error_here(capfd):
+    with pytest.raises(UserError, match="JAX cannot use the devices"):
+        Worker("jax_worker", {"JAX_PLATFORMS": "none"}, tiny(), None)
+    with pytest.raises(UserError, match="process of the benchmark has ended"):
+        Worker("missing_worker", {})
+    assert "No module named 'mnist_flax.benchmark.missing_worker'" in capfd.readouterr().err
