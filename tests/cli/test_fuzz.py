@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mnist_flax.run.history import History
 
 from configs import default
 from mnist_flax.errors import UserError
 from mnist_flax.run.checkpoint import Checkpoints
 from mnist_flax.run.fields import FIELDS
-from mnist_flax.run.history import History
 from mnist_flax.run.workdir import Workdir
 from mnist_flax.sources import idx
 from tests.run.test_checkpoint import create, like
