@@ -39,11 +39,9 @@ def start(main: Callable[[ConfigDict], None], default_recipe: str = "default.py"
         if positional:
             raise UserError(f"{positional[0]!r} is not a flag; see --help")
         if not isinstance(holder.value, ConfigDict):
+            getattr(holder.value, "lock", None)  # raises the error of a file that was not loaded
             flag: Any = flags.FLAGS["config"]
-            raise UserError(
-                f"--config={flag.config_filename}: no such recipe, or its get_config() does not "
-                "return a ConfigDict"
-            )
+            raise UserError(f"{flag.config_filename}: get_config() does not return a ConfigDict")
         fields.check(holder.value)
         return [holder]
 

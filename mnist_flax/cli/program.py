@@ -44,7 +44,7 @@ def run(
     except SystemExit as leaving:  # of a recipe, or of absl, which exits with 1 after its help
         is_number = isinstance(leaving.code, int | None)
         status, text = (leaving.code or 0, "") if is_number else (1, str(leaving.code))
-        if any(re.fullmatch("--?help(short|full)?", argument) for argument in sys.argv):
+        if any(re.fullmatch("--?help(short|full|xml)?", argument) for argument in sys.argv):
             status = 0
     except Exception:
         status, text = 1, traceback.format_exc()
