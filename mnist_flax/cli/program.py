@@ -13,6 +13,8 @@ from absl import app, flags, logging
 from mnist_flax.errors import UserError
 from mnist_flax.runtime import process, signals
 
+flags.disclaim_key_flags()  # a flag belongs to the command that calls `run`
+
 
 def _parse(argv: list[str]) -> list[str]:
     return flags.FLAGS(argv)[1:]
