@@ -1,7 +1,6 @@
 """The package as `pip install .` installs it, used outside its repository."""
 
 import functools
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from tests.runs import QUICK, ROOT, TINY, python
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> pathlib.Path:
+def installed(tmp_path_factory):
     """The folder of an installation without dependencies, which the tests' environment has."""
     folder = tmp_path_factory.mktemp("installed")
     source, target = folder / "source", folder / "target"
@@ -35,46 +34,34 @@ def run(installed, tmp_path):
     return functools.partial(python, cwd=tmp_path, PYTHONPATH=str(installed))
 
 
-def test_every_file_is_installed(installed, run):
+def test_every_file_is_installed(installed):
     for package in ("mnist_flax", "configs"):
         ours, theirs = (
-            {
-                str(path.relative_to(root))
-                for path in (root / package).rglob("*.*")
-                if path.suffix in (".py", ".html", ".css", ".js", ".npz")
-            }
+            {str(path.relative_to(root)) for path in (root / package).rglob("*.*")}
             for root in (ROOT, installed)
         )
-        assert ours == theirs
+        # A sweep is for W&B, which runs it in a clone.
+        left_out = {name for name in ours if name.endswith((".pyc", ".yaml"))}
+        assert ours - left_out == theirs
     assert not (installed / "tests").exists()
+
+
+def test_command_of_an_installed_package(installed, run, tmp_path):
+    """It finds its default recipe; help and errors leave nothing."""
     done = run("-c", "import configs.study, mnist_flax; print(mnist_flax.__file__)")
     assert done.stdout == f"{installed}/mnist_flax/__init__.py\n"
-
-
-def test_help(run, tmp_path):
     done = run("-m", "mnist_flax.study", "--help")
-    assert done.returncode == 0
-    assert (
-        "--config" in done.stdout and "--workdir" in done.stdout and "--[no]ensemble" in done.stdout
-    )
-    assert done.stderr == ""
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_default_recipe_is_found(run, tmp_path):
+    assert (done.returncode, done.stderr) == (0, "") and "--config" in done.stdout
     done = run("-m", "mnist_flax.study", "--config.study.num_seeds=0")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: config.study.num_seeds=0 is not allowed; allowed: an int")
+    assert done.returncode == 2 and "config.study.num_seeds " in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_study(installed, run, tmp_path):
+def test_study_of_an_installed_package(installed, run, tmp_path):
     recipe = f"--config={installed}/configs/quick.py"
     small = (*TINY[1:], "--config.num_epochs=1", "--config.study.num_seeds=2")
     done = run("-m", "mnist_flax.study", recipe, *small, **QUICK)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     (workdir,) = (tmp_path / "runs").iterdir()
-    assert done.stdout.splitlines()[-1] == f"Done: runs/{workdir.name}/study.md"
     assert {"study.json", "study.md", "config.json"} <= {path.name for path in workdir.iterdir()}
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
