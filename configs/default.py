@@ -77,8 +77,7 @@ def get_config() -> ConfigDict:
 
     config.study = ConfigDict()  # only for python -m mnist_flax.study
     config.study.num_seeds = 10  # replicas of each variant, with seeds from config.seed on
-    config.study.num_together = 0  # replicas per program; 0: all that fit, or one on a CPU
+    config.study.num_together = 0  # replicas per program; 0: all seeds, or one on a CPU
     config.study.num_final_epochs = 1  # last epochs over which test results are averaged
-    config.study.ensemble_size = 10  # replicas that --ensemble averages
     config.study.variants = ConfigDict()  # by name: the fields to change, in their groups
     return config

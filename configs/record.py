@@ -30,5 +30,4 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 0.0
     config.optimizer.ema_decay = 0.998
     config.study.num_seeds = 5
-    config.study.ensemble_size = 5
     return config

@@ -12,7 +12,6 @@ class Stream(enum.IntEnum):
     AUGMENT = 1  # the affine maps of a batch, by step
     AUGMENTATION_SHEET = 2  # the maps shown in augmentation.png
     VIEWS = 3  # the maps of test-time augmentation
-    ENSEMBLES = 4  # which networks of a study are averaged, by ensemble size
     VALIDATION_SPLIT = 0x5A11D  # which images are set aside
 
     def key(self, key: jax.Array, *numbers: jax.typing.ArrayLike) -> jax.Array:

@@ -84,7 +84,7 @@ class Trainer:
         self.compile_seconds = time.perf_counter() - started
         return f"{devices.describe()}, compiled in {self.compile_seconds:.1f} s"
 
-    def create_state(self, seed: int) -> TrainState:
+    def create_state(self, seed: jax.typing.ArrayLike) -> TrainState:
         """Returns the state before the first step."""
         return self._creator(np.uint32(seed))
 

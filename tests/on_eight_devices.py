@@ -114,7 +114,6 @@ def test_replicas_have_devices_of_their_own(config, trainer, num_replicas):
     dataset = small_dataset(config, 48 + 30)
     placed = devices.place(dataset.train, dataset.eval_splits)
     replicas = Replicas(config, dataset, num_replicas, placed)
-    replicas.compile()
     seeds = list(range(num_replicas))
     states, metrics = train(replicas, replicas.create_state(np.array(seeds)), 1)
     kernel = states.params["classifier"]["kernel"]

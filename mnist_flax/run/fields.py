@@ -143,7 +143,6 @@ FIELDS: dict[str, Field] = {
     "study.num_seeds": _integer(1, 100_000),
     "study.num_together": _integer(0, 100_000),
     "study.num_final_epochs": _integer(1, 1_000_000),
-    "study.ensemble_size": _integer(1, 100_000),
 }
 
 

@@ -18,7 +18,7 @@ _WORKDIR = flags.DEFINE_string(
     "under runs/.",
 )
 _ENSEMBLE = flags.DEFINE_boolean(
-    "ensemble", False, "Also average the outputs of config.study.ensemble_size networks at a time."
+    "ensemble", False, "Also average the outputs of all networks of a recipe."
 )
 
 

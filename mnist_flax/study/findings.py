@@ -1,195 +1,228 @@
-"""Writes what a study found: study.json, study.md, study.html and the figures."""
+"""Writes what a study found: study.json, study.md, study.html and figures/study.png."""
 
+import base64
+import dataclasses
 import datetime
-from collections.abc import Callable, Mapping, Sequence
+import json
+import math
+import pathlib
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-import jax
+import jinja2
 import numpy as np
 from ml_collections import ConfigDict
 
 from mnist_flax.data import Dataset
+from mnist_flax.report import metrics
 from mnist_flax.run.configs import flatten
+from mnist_flax.run.resuming import to_json
 from mnist_flax.run.workdir import Workdir
+from mnist_flax.runtime import process
 from mnist_flax.runtime.background import attempt
 from mnist_flax.runtime.files import write_whole
-from mnist_flax.streams import Stream
-from mnist_flax.study import ensemble as ensembles
-from mnist_flax.study.comparison import compare, mean_interval
-from mnist_flax.study.findings_text import FindingsText, Row, words_of_ensemble
+from mnist_flax.study.comparison import Comparison, Interval, compare, mean_interval
 from mnist_flax.study.recipes import BASE
 from mnist_flax.study.store import Replica, ReplicaStore, finite
 
-_REPLICA_FIELDS = ["seed", "run_id", "results", "records", "train_seconds", "compile_seconds"]
-_REPLICA_FIELDS += ["num_together", "device", "versions"]
+_INK, _BETTER, _WORSE, _SAME = "#222222", "#1a9850", "#d73027", "#7b8794"
 
 
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A recipe of a study: a row of its table, and an entry of study.json."""
+
+    name: str
+    overrides: dict[str, Any]  # the fields that differ from the base
+    test_errors: Interval  # the mean over its replicas
+    comparison_with_base: Comparison | None  # None for the base, and without a common seed
+    num_diverged: int  # replicas whose test loss is not finite
+    ensemble_errors: int | None  # of all replicas' mean probabilities on the test images, if asked
+    replicas: list[Replica]  # the finished ones, by seed
+
+
+@dataclasses.dataclass(frozen=True)
 class Findings:
-    """Writes what the finished replicas of a study show.
+    """Writes what the finished replicas of a study show."""
 
-    Args:
-      config: the whole configuration.
-      dataset: the data of the study.
-      names: the names of its recipes.
-      folder: the folder to write to.
-      store: holds the probabilities of the replicas.
-      ensemble: whether to evaluate ensembles of networks too.
-    """
-
-    def __init__(
-        self,
-        config: ConfigDict,
-        dataset: Dataset,
-        names: Sequence[str],
-        folder: Workdir,
-        store: ReplicaStore,
-        ensemble: bool,
-    ):
-        self._config = config
-        self._dataset = dataset
-        self._names = names
-        self._folder = folder
-        self._store = store
-        self._ensemble = ensemble
-        self._text = FindingsText(
-            folder.path.name,
-            dataset,
-            len(names) * config.study.num_seeds,
-            config.study.num_final_epochs,
-        )
+    config: ConfigDict  # the whole configuration
+    dataset: Dataset
+    folder: Workdir
+    store: ReplicaStore  # holds the probabilities of the replicas
 
     def write(
-        self, replicas: Sequence[Replica], say: Callable[[str], None], is_last: bool = True
+        self,
+        replicas: Collection[Replica],
+        say: Callable[[str], None],
+        ensemble: bool = False,
     ) -> list[str]:
-        """Writes study.json, study.md, the figures and study.html.
+        """Writes all files.
 
         Args:
           replicas: the finished replicas.
-          say: prints a line; called if the figures or the page cannot be written.
-          is_last: whether the study is over; if not, ensembles are left out.
+          say: prints a line; called if the figure or the page cannot be written.
+          ensemble: whether to average the probabilities of each recipe's replicas too.
 
         Returns:
-          The findings in words, one per line.
+          The findings in words, a sentence for each recipe.
         """
-        rows = self._rows(replicas)
+        rows = self._rows(replicas, ensemble)
         if not rows:
             return []
-        ensemble = self._ensemble and is_last
-        draws = {row.name: self._ensembles_of(row) for row in rows} if ensemble else {}
-        words = [self._text.words(row) for row in rows]
-        words += [words_of_ensemble(name, of_row[-1]) for name, of_row in draws.items() if of_row]
-        now = datetime.datetime.now().astimezone()
-        self._folder.write_json("study.json", self._content(rows, draws, now))
-        self._folder.write("study.md", self._text.document(rows, draws, words, now))
-        figures = attempt("drawing failed", say, self._draw, rows, draws) or {}
-        page = (rows, words, now, figures)
-        attempt("writing study.html failed", say, self._write_page, *page)
-        return words
+        dataset = self.dataset
+        study = {
+            "date": datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
+            "data": dataset.title,
+            "num_train": len(dataset.train),
+            "num_validation": len(dataset.validation or ()),
+            "num_test": len(dataset.test),
+            "test": "paired t test by seed of log(test errors + 0.5)",
+            "correction": "p by Holm's method, intervals by Bonferroni's",
+            "config": json.loads(to_json(self.config.to_dict())),
+            "recipes": rows,
+        }
+        self.folder.write_json("study.json", finite(study))
+        figure = (self.folder.figures / "study.png", rows, len(dataset.test), dataset.title)
+        png = attempt("drawing failed", say, draw, *figure) or b""
+        keys = {key for replica in replicas for record in replica.records for key in record}
+        values = {
+            **study,
+            "dataset": dataset,
+            "name": self.folder.path.resolve().name,
+            "call": process.repeating_command(),
+            "num_replicas": (1 + len(self.config.study.variants)) * self.config.study.num_seeds,
+            "replicas": replicas,
+            "figure": base64.b64encode(png).decode(),
+            "metrics": {k: metrics.look(k)._asdict() for k in sorted(keys) if "/" in k},
+        }
+        for name in ("words", "notes"):
+            values[name] = _paragraphs(_fill(f"{name}.txt", values))
+        values["table"] = _fill("table.md", values)
+        self.folder.write("study.md", _fill("study.md", values))
+        page = "study.html"
+        attempt(f"writing {page} failed", say, lambda: self.folder.write(page, _fill(page, values)))
+        return values["words"]
 
-    def _rows(self, replicas: Sequence[Replica]) -> list[Row]:
+    def _rows(self, replicas: Collection[Replica], ensemble: bool) -> list[Row]:
         """Returns the recipes that have finished replicas, sorted by mean test errors."""
-        ordered = sorted(replicas, key=lambda replica: replica.seed)
-        of_recipe = {
-            name: [replica for replica in ordered if replica.variant == name]
-            for name in self._names
-        }
-        errors = {
-            name: [replica.num_errors for replica in finished]
-            for name, finished in of_recipe.items()
-            if finished
-        }
-        comparisons = {}
-        if BASE in errors:
-            variants = [name for name in errors if name != BASE]
-            results = compare(errors[BASE], [errors[name] for name in variants])
-            comparisons = dict(zip(variants, results, strict=True))
+        of: dict[str, list[Replica]] = {BASE: []}
+        for replica in sorted(replicas, key=lambda replica: replica.seed):
+            of.setdefault(replica.variant, []).append(replica)
+        errors = {name: {r.seed: r.num_errors for r in own} for name, own in of.items()}
+        compared = compare(errors.pop(BASE), errors)
         rows = [
-            Row(name, of_recipe[name], mean_interval(of_name), comparisons.get(name))
-            for name, of_name in errors.items()
+            Row(
+                name,
+                flatten(self.config.study.variants.get(name, {})),
+                mean_interval([replica.num_errors for replica in own]),
+                compared.get(name),
+                sum(replica.results["test"]["loss"] is None for replica in own),
+                self._ensemble_errors(own) if ensemble else None,
+                own,
+            )
+            for name, own in of.items()
+            if own
         ]
-        return sorted(rows, key=lambda row: row.errors.mean)
+        return sorted(rows, key=lambda row: row.test_errors.mean)
 
-    def _ensembles_of(self, row: Row) -> list[ensembles.Draws]:
-        """Returns ensembles of a recipe's replicas, in ascending size up to `ensemble_size`.
+    def _ensemble_errors(self, replicas: Sequence[Replica]) -> int:
+        total = sum(self.store.probabilities(replica, "test").astype(float) for replica in replicas)
+        return int(np.sum(total.argmax(axis=1) != self.dataset.test.labels))
 
-        Returns none while the recipe has fewer replicas than that.
-        """
-        asked = self._config.study.ensemble_size
-        if len(row.replicas) < asked:
-            return []
-        probabilities = [self._store.probabilities(replica, "test") for replica in row.replicas]
-        key = jax.random.key(self._config.seed)
-        labels = self._dataset.test.labels
-        return [
-            ensembles.draw(Stream.ENSEMBLES.key(key, size), np.stack(probabilities), labels, size)
-            for size in ensembles.sizes(asked)
-        ]
 
-    def _content(
-        self, rows: Sequence[Row], draws: dict[str, list[ensembles.Draws]], now: datetime.datetime
-    ) -> dict[str, Any]:
-        """Returns every number of the study, for study.json."""
-        comparisons = [row.comparison for row in rows if row.comparison is not None]
-        content = {
-            "date": now.isoformat(timespec="seconds"),
-            "data": self._dataset.title,
-            "num_train": len(self._dataset.train),
-            "num_validation": len(self._dataset.validation or ()),
-            "num_test": len(self._dataset.test),
-            "test": "Welch's t of log(test errors + 0.5), unpaired",
-            "correction": "distribution of the largest |t| of all variants (parametric bootstrap)",
-            "num_comparisons": sum(comparison.p is not None for comparison in comparisons),
-            "config": self._config.to_dict(),
-            "recipes": [self._recipe(row, draws.get(row.name, [])) for row in rows],
-        }
-        return finite(content)
+def change(ratio: float) -> str:
+    """Returns a ratio of errors in words, such as '22 % more'."""
+    return f"{100 * abs(ratio - 1):,.0f} % {'fewer' if ratio < 1 else 'more'}"
 
-    def _recipe(self, row: Row, draws: Sequence[ensembles.Draws]) -> dict[str, Any]:
-        prefix = f"{row.name}."
-        return {
-            "name": row.name,
-            "overrides": {
-                field.removeprefix(prefix): value
-                for field, value in flatten(self._config.study.variants).items()
-                if field.startswith(prefix)
-            },
-            "test_errors": row.errors._asdict(),
-            "comparison_with_base": row.comparison and row.comparison._asdict(),
-            "num_diverged": row.num_diverged,
-            "ensembles": [
-                {
-                    "size": of_size.size,
-                    "is_all": of_size.is_all,
-                    "num_errors": of_size.num_errors.tolist(),
-                }
-                for of_size in draws
-            ],
-            "replicas": [
-                {name: getattr(replica, name) for name in _REPLICA_FIELDS}
-                for replica in row.replicas
-            ],
-        }
 
-    def _write_page(
-        self,
-        rows: Sequence[Row],
-        words: Sequence[str],
-        now: datetime.datetime,
-        figures: Mapping[str, bytes],
-    ) -> None:
-        from mnist_flax.study import page
+def p_value(p: float) -> str:
+    """Returns a p value as text, such as '= 0.012'."""
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
-        html = page.create(self._text, self._dataset, rows, words, now, figures)
-        write_whole(self._folder.path / "study.html", html)
 
-    def _draw(
-        self, rows: Sequence[Row], draws: Mapping[str, Sequence[ensembles.Draws]]
-    ) -> dict[str, bytes]:
-        """Writes the figures, and returns them as PNGs by file name."""
-        # Imported here because matplotlib takes a second.
-        from mnist_flax.study import figures
+def _paragraphs(text: str) -> list[str]:
+    """Returns the paragraphs of a text, each as one line."""
+    return [" ".join(part.split()) for part in text.split("\n\n") if part.strip()]
 
-        drawn = figures.draw(rows, draws, self._text, self._dataset.title)
-        for name, png in drawn.items():
-            write_whole(self._folder.figures / name, png)
-        return drawn
+
+_HERE = pathlib.Path(__file__).parent
+_LOADER = jinja2.FileSystemLoader([_HERE, _HERE.parent / "report" / "page"])
+_TEMPLATES = jinja2.Environment(
+    loader=_LOADER,
+    autoescape=jinja2.select_autoescape(),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def _read(name: str) -> str:
+    """Returns a script or style sheet unchanged: Jinja must not interpret its braces."""
+    return _LOADER.get_source(_TEMPLATES, name)[0]
+
+
+def _fill(template: str, values: dict[str, Any]) -> str:
+    functions = {"change": change, "p_value": p_value, "read": _read}
+    return _TEMPLATES.get_template(template).render(values, **functions)
+
+
+def draw(path: pathlib.Path, rows: Sequence[Row], num_test: int, title: str) -> bytes:
+    """Draws test accuracies: a row per recipe, with a point per seed and the mean's interval.
+
+    Args:
+      path: the file to write.
+      rows: the recipes, from top to bottom.
+      num_test: the number of test images.
+      title: the title of the figure; it names the data.
+
+    Returns:
+      The figure as a PNG.
+    """
+    # Imported here because matplotlib takes a second.
+    from matplotlib.ticker import MaxNLocator
+
+    from mnist_flax.report.figures import create_figure, to_png
+
+    figure = create_figure(10, 1.9 + 0.42 * len(rows))
+    ax = figure.subplots()
+    for y, row in enumerate(rows):
+        (color, note), label = _verdict(row), "one seed" * (row.name == BASE)
+        own = [100 - 100 * replica.num_errors / num_test for replica in row.replicas]
+        # Points lie one above the other, so that they do not hide each other.
+        heights = y + np.linspace(-0.22, 0.22, len(own)) if len(own) > 1 else [y]
+        ax.plot(own, heights, "o", color=color, alpha=0.45, markersize=4, label=label)
+        place = {"va": "center", "transform": ax.get_yaxis_transform()}
+        ax.text(1.01, y, note, color=color, fontsize=9, **place)
+    ax.margins(x=0.5)
+    ax.set_xlim(ax.get_xlim())  # an interval may run off the picture: of two seeds, it is very wide
+    for y, row in enumerate(rows):
+        mean, label = row.test_errors, "mean and its 95 % confidence interval" * (row.name == BASE)
+        center, half = 100 - 100 * mean.mean / num_test, 100 * (mean.high - mean.mean) / num_test
+        options = {"elinewidth": 2.2, "markersize": 7, "color": _verdict(row)[0], "label": label}
+        ax.errorbar(center, y, xerr=half, fmt="D", **options)
+        if row.name == BASE:
+            ax.axvline(center, color=_INK, linewidth=0.8, linestyle=":")
+            ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=9)
+    ax.set_yticks(range(len(rows)), [row.name for row in rows])
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.set_xlabel("test accuracy, %")
+    ax.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+    ax.ticklabel_format(axis="x", useOffset=False)
+    ax.grid(axis="x", alpha=0.3)
+    figure.suptitle(title)
+    png = to_png(figure)
+    write_whole(path, png)
+    return png
+
+
+def _verdict(row: Row) -> tuple[str, str]:
+    """Returns the colour of a row and the note beside it."""
+    compared = row.comparison_with_base
+    if compared is None:
+        return (_INK, "the base") if row.name == BASE else (_SAME, "")
+    if math.isnan(compared.p):
+        return _SAME, "not tested"
+    p = f"p {p_value(compared.p)}"
+    if not compared.is_found:
+        return _SAME, f"no difference found, {p}"
+    return _BETTER if compared.ratio < 1 else _WORSE, f"{change(compared.ratio)} errors, {p}"

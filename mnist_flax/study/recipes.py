@@ -18,37 +18,31 @@ def recipes(config: ConfigDict) -> dict[str, ConfigDict]:
     """Returns the recipes of a study by name: 'base', which is `config`, and its variants.
 
     Raises:
-      UserError: a variant is invalid.
+      UserError: a field or a variant is invalid.
     """
     variants = config.get("study", {}).get("variants", {})
     if not isinstance(variants, ConfigDict):
-        allowed = "for each variant, a name and the fields that differ"
+        allowed = "the fields that differ from the base, by the name of the variant"
         raise refused("config.study.variants", variants, allowed)
-    named = {BASE: _without_variants(config)}
-    fields.check(named[BASE])
+    fields.check(config)
+    base = config.copy_and_resolve_references()
+    with base.unlocked():
+        base.study.variants = ConfigDict()
+    named = {BASE: base}
     for name, overrides in variants.items():
         where = f"config.study.variants[{name!r}]"
         if name == BASE or not re.fullmatch(_VARIANT_NAME, name):
             raise UserError(
-                f"{where} is not allowed; allowed: any name except {BASE!r}, made of letters, "
-                "digits, spaces and ,+=-_"
+                f"{where} must have a name of letters, digits, spaces and ,+=-_ that is not 'base'"
             )
         if not isinstance(overrides, ConfigDict) or not len(overrides):
-            allowed = "the fields that differ from the base, in their groups"
-            raise UserError(f"{where} is not allowed; allowed: {allowed}")
+            raise UserError(f"{where} must hold the fields that differ from the base, in groups")
         try:
-            named[name] = _overridden(named[BASE], flatten(overrides))
+            named[name] = _overridden(base, flatten(overrides))
             fields.check(named[name])
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
     return named
-
-
-def _without_variants(config: ConfigDict) -> ConfigDict:
-    copy = config.copy_and_resolve_references()
-    with copy.unlocked():
-        copy.study.variants = ConfigDict()
-    return copy
 
 
 def _overridden(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:

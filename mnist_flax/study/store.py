@@ -1,111 +1,108 @@
-"""Stores the finished replicas of a study: their numbers as JSON, and their probabilities."""
+"""Stores the replicas of a study: their numbers as JSON, and their probabilities."""
 
+import contextlib
 import dataclasses
 import io
 import json
-import math
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from mnist_flax.errors import UserError
-from mnist_flax.runtime.files import write_whole
+from mnist_flax.run.checkpoint import Checkpoints, read
+from mnist_flax.run.resuming import check_data, check_same, is_free, to_json
+from mnist_flax.run.workdir import REPLICAS
+from mnist_flax.runtime.files import explain, write_whole
 
-_TRACKED = ".tracked"  # marks a replica that W&B has
-_UNFINISHED = ".unfinished"  # ends the name of a folder with checkpoints
+
+def may_differ(name: str, *_: Any) -> bool:
+    """Whether no replica's results depend on a field: see `run.resuming.MayDiffer`."""
+    return is_free(name) and name != "study.num_final_epochs"
 
 
 @dataclasses.dataclass(frozen=True)
 class Replica:
-    """A variant trained from one seed.
-
-    Attributes:
-      variant: the name of the variant.
-      seed: the seed of its initialisation, shuffling and augmentation.
-      run_id: the identifier of its W&B run.
-      data: the identity of the data.
-      config: its whole configuration.
-      records: one per epoch, as in metrics.jsonl; a number that is not finite is None.
-      results: for 'test' and, if there is one, 'validation': 'loss', 'accuracy' (0..1) and
-        'num_errors', each a mean over the last `study.num_final_epochs` epochs.
-      train_seconds: the time spent on training only; an equal share if trained together.
-      compile_seconds: the time to compile its program, which replicas may share.
-      num_together: how many replicas were trained together.
-      device: a line that describes the devices it was trained on.
-      versions: the versions of Python and the libraries.
-    """
+    """A variant trained from one seed."""
 
     variant: str
-    seed: int
-    run_id: str
-    data: str
-    config: dict[str, Any]
-    records: list[dict[str, Any]]
-    results: dict[str, dict[str, Any]]
-    train_seconds: float
-    compile_seconds: float
-    num_together: int
-    device: str
-    versions: dict[str, str]
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether its test loss is finite: False for a replica that diverged."""
-        return self.results["test"]["loss"] is not None
+    seed: int  # of its initialisation, shuffling and augmentation
+    run_id: str  # the identifier of its W&B run
+    data: str  # the identity of the data
+    config: dict[str, Any]  # its whole configuration
+    records: list[dict[str, Any]]  # one per epoch, as in metrics.jsonl; None: a number not finite
+    results: dict[str, dict[str, Any]]  # by split: its metrics, means over the last epochs
+    train_seconds: float  # spent on training only; an equal share if trained together
+    compile_seconds: float  # to compile its programs, which replicas may share
+    num_together: int  # how many replicas were trained together
+    device: str  # a line that describes the devices it was trained on
+    versions: dict[str, str]  # of Python and the libraries
 
     @property
     def num_errors(self) -> float:
-        """The number of test errors, averaged over the last epochs."""
+        """The number of test errors, a mean over the last `study.num_final_epochs` epochs."""
         return self.results["test"]["num_errors"]
-
-    def accuracy(self, split: str) -> float:
-        """Returns the share of correct predictions, 0..1."""
-        return self.results[split]["accuracy"]
 
 
 class ReplicaStore:
-    """The folder of replicas, with `VARIANT/SEED.json` and `.npz` for each finished one."""
+    """The files of a study's replicas: `VARIANT/SEED.json` and `.npz` for each finished one.
 
-    def __init__(self, folder: pathlib.Path):
-        self._folder = folder
+    Args:
+      folder: the folder of the study; the files are in `replicas` in it.
+      recipes: the recipes by name.
+      data: the identity of the data.
+    """
 
-    def save(self, replica: Replica, probabilities: dict[str, np.ndarray]) -> None:
+    def __init__(self, folder: pathlib.Path, recipes: Mapping[str, ConfigDict], data: str):
+        self.folder, self._recipes, self._data = folder, recipes, data
+
+    def config(self, variant: str, seed: int) -> ConfigDict:
+        """Returns a replica's configuration: its recipe and seed, in the study's W&B group."""
+        config = ConfigDict(json.loads(to_json(self._recipes[variant].to_dict())))
+        config.seed = seed
+        config.wandb.group = config.wandb.group or self.folder.resolve().name
+        return config
+
+    def save(self, replica: Replica, probabilities: dict[str, np.ndarray]) -> Replica:
         """Writes a replica and its probabilities, `[n, classes]` for each split.
+
+        Returns:
+          The replica as `load` returns it.
 
         Raises:
           UserError: the files cannot be written.
         """
-        path = self._path(replica.variant, replica.seed)
-        content = json.dumps(finite(dataclasses.asdict(replica)), indent=1, allow_nan=False)
+        path, values = self._path(replica.variant, replica.seed), finite(replica)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **{k: v.astype(np.float32) for k, v in probabilities.items()})
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_suffix(_TRACKED).unlink(missing_ok=True)  # may be left from an older replica
-            arrays = {name: array.astype(np.float32) for name, array in probabilities.items()}
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, **arrays)
+            self.marker(replica).unlink(missing_ok=True)  # may be left from an older replica
             write_whole(path.with_suffix(".npz"), buffer.getvalue())
-            write_whole(path, content + "\n")  # last, because this file marks it as finished
+            write_whole(path, json.dumps(values, indent=1) + "\n")  # last: it is finished now
         except OSError as error:
-            raise UserError(f"{path}: {error.strerror}") from None
+            raise UserError(f"{path}: {explain(error)}") from None
+        return Replica(**values)
 
     def load(self, variant: str, seed: int) -> Replica | None:
         """Returns a finished replica; None if it is not finished.
 
         Raises:
-          UserError: its file is damaged.
+          UserError: its file is damaged, or holds a replica of another recipe or other data.
         """
         path = self._path(variant, seed)
         try:
             replica = Replica(**json.loads(path.read_text()))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(
-                f"{path} cannot be read: {error}; delete it to train that replica again"
-            ) from None
+        except OSError as error:
+            raise UserError(f"{path}: {explain(error)}") from None
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path} is damaged: {error}; delete it to train it again") from None
+        self._check(variant, seed, replica.config, replica.data)
         return replica
 
     def probabilities(self, replica: Replica, split: str) -> np.ndarray:
@@ -119,43 +116,55 @@ class ReplicaStore:
             with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
                 return arrays[split]
         except Exception as error:  # damaged files raise errors of the system, zip or NumPy
-            raise UserError(
-                f"{path.with_suffix('.npz')} cannot be read: {error}; delete {path} "
-                "to train that replica again"
-            ) from None
+            reason = f"{path.with_suffix('.npz')} cannot be read: {error}"
+            raise UserError(f"{reason}; delete {path} to train it again") from None
 
-    def unfinished(self, variant: str, seeds: Sequence[int], identity: str) -> pathlib.Path:
-        """Returns the folder for the checkpoints of unfinished replicas.
+    def marker(self, replica: Replica) -> pathlib.Path:
+        """Returns the file that exists once W&B has the replica."""
+        return self._path(replica.variant, replica.seed).with_suffix(".tracked")
 
-        Args:
-          variant: the name of the variant.
-          seeds: the seeds of the replicas that are trained together.
-          identity: tells them from replicas of another recipe with that name, or of other data.
+    def checkpoints(self, variant: str) -> Checkpoints:
+        """Returns the checkpoints of the variant's replicas that are being trained together."""
+        return Checkpoints(self._unfinished(variant), keep=1, keep_best=False)
+
+    def begun(self, variant: str) -> list[int]:
+        """Returns the seeds of the variant's replicas that have a checkpoint.
+
+        There are none if the checkpoint is of another recipe or other data.
+
+        Raises:
+          UserError: the checkpoint is damaged.
         """
-        return self._folder / variant / f"{seeds[0]}-{seeds[-1]}.{identity}{_UNFINISHED}"
+        saved = self.checkpoints(variant)
+        for epoch in saved.epochs()[-1:]:
+            path = saved.path(epoch)
+            try:
+                _, history, config, about = read(path)
+            except (OSError, UserError) as error:
+                raise UserError(f"{explain(error)}; delete {path} to train it again") from None
+            with contextlib.suppress(UserError):
+                self._check(variant, about["seeds"][0], config, history.data)
+                return about["seeds"]
+        return []
 
-    def discard(self, variant: str, seeds: Sequence[int]) -> None:
-        """Removes all checkpoints of finished replicas."""
-        for folder in (self._folder / variant).glob(f"*{_UNFINISHED}"):
-            if int(folder.name.partition("-")[0]) in seeds:
-                shutil.rmtree(folder, ignore_errors=True)
+    def discard(self, variant: str) -> None:
+        """Removes the checkpoints of a variant."""
+        shutil.rmtree(self._unfinished(variant), ignore_errors=True)
 
-    def is_tracked(self, replica: Replica) -> bool:
-        """Whether W&B has the replica."""
-        return self._path(replica.variant, replica.seed).with_suffix(_TRACKED).exists()
-
-    def set_tracked(self, replica: Replica) -> None:
-        """Notes that W&B has the replica."""
-        self._path(replica.variant, replica.seed).with_suffix(_TRACKED).touch()
+    def _check(self, variant: str, seed: int, config: dict[str, Any], data: str) -> None:
+        """Raises a `UserError` unless a replica is the one that would be trained now."""
+        where = f"--workdir={self.folder}: replica {variant}, seed {seed},"
+        way_out = "use the same fields, another name for the variant, or a new folder"
+        check_same(where, config, self.config(variant, seed).to_dict(), may_differ, way_out)
+        check_data(where, data, self._data)
 
     def _path(self, variant: str, seed: int) -> pathlib.Path:
-        return self._folder / variant / f"{seed}.json"
+        return self.folder / REPLICAS / variant / f"{seed}.json"
+
+    def _unfinished(self, variant: str) -> pathlib.Path:
+        return self.folder / REPLICAS / variant / "unfinished"
 
 
 def finite(value: Any) -> Any:
-    """Returns `value` with None in place of infinities and NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """Returns dataclasses, lists and numbers as JSON has them: infinities and NaN become None."""
+    return json.loads(json.dumps(value, default=vars), parse_constant=lambda _: None)

@@ -20,7 +20,6 @@ def test_the_numbers_of_the_streams_stay():
         "AUGMENT": 1,
         "AUGMENTATION_SHEET": 2,
         "VIEWS": 3,
-        "ENSEMBLES": 4,
         "VALIDATION_SPLIT": 0x5A11D,
     }
 

@@ -57,7 +57,6 @@ BAD = {
     "study.num_seeds": [0, 2.5],
     "study.num_together": [-1],
     "study.num_final_epochs": [0],
-    "study.ensemble_size": [0],
 }
 
 

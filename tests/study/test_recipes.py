@@ -28,20 +28,16 @@ def test_recipes_of_a_study():
 @pytest.mark.parametrize(
     ("name", "overrides", "says"),
     [
-        (
-            "a",
-            {"model": {"nrom": "layer"}},
-            "config.model.nrom is not a field; did you mean --config.model.norm? ",
-        ),
-        ("a", {"model": {"norm": "lair"}}, "config.model.norm='lair' is not allowed; allowed: one"),
+        ("a", {"model": {"nrom": "layer"}}, "config.model.nrom"),
+        ("a", {"model": {"norm": "lair"}}, "config.model.norm must be one of batch"),
         ("a", {"model": {"padding": "SAME", "num_groups": 5, "norm": "group"}}, "a divisor of 36"),
-        ("a", {"seed": 3}, "config.seed=3 is not allowed; allowed: the same in all variants"),
-        ("a", {"dataset": {"name": "kmnist"}}, "allowed: the same in all variants"),
-        ("a", {}, "allowed: the fields that differ"),
-        ("a", 3, "allowed: the fields that differ"),
-        ("base", {"num_epochs": 3}, "allowed: any name except 'base'"),
-        ("a/b", {"num_epochs": 3}, "allowed: any name except 'base'"),
-        ("", {"num_epochs": 3}, "allowed: any name except 'base'"),
+        ("a", {"seed": 3}, "config.seed must be the same in all variants, got 3"),
+        ("a", {"dataset": {"name": "kmnist"}}, "must be the same in all variants"),
+        ("a", {}, "must hold the fields that differ"),
+        ("a", 3, "must hold the fields that differ"),
+        ("base", {"num_epochs": 3}, "that is not 'base'"),
+        ("a/b", {"num_epochs": 3}, "that is not 'base'"),
+        ("", {"num_epochs": 3}, "that is not 'base'"),
     ],
 )
 def test_bad_variants_are_refused_by_name(name, overrides, says):
@@ -56,5 +52,5 @@ def test_variants_that_are_no_group_are_refused():
     config = default.get_config()
     del config.study.variants
     config.study.variants = ("layer norm",)
-    with pytest.raises(UserError, match=r"config.study.variants=.* a name and the fields"):
+    with pytest.raises(UserError, match=r"config\.study\.variants must be the fields that differ"):
         recipes(config)

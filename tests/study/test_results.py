@@ -10,8 +10,11 @@ from scipy import stats
 
 from configs import claims, default, quick, record, speedrun, study
 from mnist_flax.run.configs import flatten
-from mnist_flax.study.comparison import compare
+from mnist_flax.study import comparison
+from mnist_flax.study.findings import change, p_value
 from mnist_flax.study.recipes import recipes
+from mnist_flax.study.store import ReplicaStore
+from tests.study import protocol
 
 # What was tried for the record, by folder: the fields that differ from the recipe.
 ON_FEWER = {"dataset.validation_size": 5_000}
@@ -59,8 +62,10 @@ def accuracies(name):
 
 
 def errors(name):
-    """Each seed's number of test errors, the mean over its last epochs."""
-    return [NUM_TEST * (1 - np.mean(of_seed) / 100) for of_seed in accuracies(name)]
+    """Each replica's number of test errors by seed, the mean over its last epochs."""
+    seeds = [replica["seed"] for replica in replicas_of(f"study/{name}")]
+    of_seeds = NUM_TEST * (1 - accuracies(name).mean(axis=1) / 100) if seeds else []
+    return dict(zip(seeds, of_seeds, strict=True))
 
 
 def tables(page):
@@ -81,63 +86,64 @@ def differing(config, recipe):
     return {
         name: value
         for name, value in flatten(config).items()
-        if value != expected[name] and not name.startswith(("study.", "wandb.", "seed"))
+        if not name.startswith(("study.", "wandb.", "seed")) and value != expected[name]
     }
 
 
-def line(name, values, comparison):
-    mean, half = np.mean(values), half_width(values)
-    points = 100 / NUM_TEST
+def line(name, of_seeds, test=None):
+    """The row of a recipe, by the protocol's test."""
+    values = [*of_seeds.values()]
+    mean, half, points = np.mean(values), half_width(values), 100 / NUM_TEST
     cells = [name, str(len(values)), f"{100 - mean * points:.3f} ± {half * points:.3f}"]
     cells += [f"{mean:.1f} ± {half:.1f}"]
-    if comparison is None:
+    if test is None:
         return f"| {' | '.join(cells)} |  |  |"
-    gain, high, low = (
-        -points * comparison.difference(ratio)
-        for ratio in (comparison.ratio, comparison.low, comparison.high)
-    )
-    cells += [f"{gain:+.3f} ({low:+.3f} to {high:+.3f})", f"{comparison.p:.3f}"]
+    base = np.exp(np.mean(np.log(np.add([*errors("base").values()], 0.5))))
+    gain, high, low = (-points * (ratio - 1) * base for ratio in test[:3])
+    cells += [f"{gain:+.3f} ({low:+.3f} to {high:+.3f})", f"{test[3]:.3f}"]
     return f"| {' | '.join(cells)} |"
+
+
+def by_protocol(recipe):
+    """The errors of the base and of each variant by seed, and the results of its test."""
+    of_recipe = {name: errors(name) for name in recipes(recipe.get_config())}
+    base, *variants = (of.values() for of in of_recipe.values() if of)
+    tests = protocol.compare([*base], [[*values] for values in variants])
+    return {name: of for name, of in of_recipe.items() if of}, tests
 
 
 @pytest.mark.parametrize("recipe", [claims, study], ids=["claims", "all"])
 def test_tables_follow_from_the_data(recipe):
-    of_recipe = {name: errors(name) for name in recipes(recipe.get_config())}
-    base, *variants = (name for name, values in of_recipe.items() if values)
-    results = compare(of_recipe[base], [of_recipe[name] for name in variants])
-    page = (RESULTS / "claims.md").read_text().splitlines()
+    of_recipe, tests = by_protocol(recipe)
     expected = {
-        line(name, of_recipe[name], comparison)
-        for name, comparison in zip([base, *variants], [None, *results], strict=True)
+        line(*item, test) for item, test in zip(of_recipe.items(), [None, *tests], strict=True)
     }
-    (table,) = (rows for rows in tables(page) if len(rows) == len(expected))
-    assert set(table) == expected
+    page = (RESULTS / "claims.md").read_text().splitlines()
+    assert expected in [set(rows) for rows in tables(page)]
 
 
 def test_the_answers_follow_from_the_data():
     """The ratios of the three claims, where the pages put them into words."""
-    names = list(recipes(claims.get_config()))
-    results = compare(errors(names[0]), [errors(name) for name in names[1:]])
     pages = [ROOT / "README.md", RESULTS / "claims.md"]
     readme, page = (" ".join(path.read_text().split()) for path in pages)
-    for comparison in results:
-        interval = f"({comparison.low:.2f} to {comparison.high:.2f})"
+    for ratio, low, high, p, _ in by_protocol(claims)[1]:
+        interval = f"({low:.2f} to {high:.2f})"
         assert interval in readme and interval in page
-        assert f"{comparison.ratio:.2f} times the errors" in page
-        assert f"{comparison.ratio:.2f} times the errors" in readme or not comparison.is_found
+        assert f"{ratio:.2f} times the errors" in page
+        assert f"{ratio:.2f} times the errors" in readme or p > 0.05
 
 
-def test_the_correlations_follow_from_the_data():
-    base = errors("base")
-    of_ten, of_fewer = [], []
-    for name in recipes(study.get_config()):
-        values = errors(name)
-        if name != "base" and values:
-            found = of_ten if len(values) == len(base) else of_fewer
-            found.append(np.corrcoef(base[: len(values)], values)[0, 1])
-    page = " ".join((ROOT / "docs" / "studies.md").read_text().replace("−", "-").split())
-    assert f"lie between {min(of_ten):.2f} and {max(of_ten):.2f};" in page
-    assert f"scatter from {min(of_fewer):.2f} to {max(of_fewer):.2f}." in page
+@pytest.mark.parametrize("recipe", [claims, study], ids=["claims", "all"])
+def test_what_the_paired_test_gives_follows_from_the_data(recipe):
+    base, *variants = recipes(recipe.get_config())
+    compared = comparison.compare(errors(base), {name: errors(name) for name in variants})
+    expected = set()
+    for name, of in compared.items():
+        interval = f"{change(of.ratio)} ({change(of.low)} to {change(of.high)})"
+        cells = [name, str(of.n), interval, f"{of.correlation:.2f}", p_value(of.p)[2:]]
+        expected.add(f"| {' | '.join([*cells, f'{of.detectable:.0f}'])} |")
+    page = (RESULTS / "claims.md").read_text().splitlines()
+    assert expected in [set(rows) for rows in tables(page)]
 
 
 def test_the_accuracy_of_the_default_recipe_is_that_of_the_base():
@@ -185,22 +191,18 @@ def test_the_times_of_training_follow_from_the_data():
     assert f"{np.mean(of_pairs) / 2:.0f} minutes of two cores per network" in page
 
 
-@pytest.mark.parametrize(
-    ("recipe", "folder"),
-    [(study, "study"), (quick, "quick"), (speedrun, "speedrun"), (record, "record")],
-    ids=["study", "quick", "speedrun", "record"],
-)
-def test_replicas_are_of_the_recipes(recipe, folder):
-    """Every published replica has the configuration that the recipe gives its seed."""
+@pytest.mark.parametrize("recipe", [study, quick, speedrun, record])
+def test_replicas_are_of_the_recipes(recipe, tmp_path):
+    """A study of this version takes every published replica for its own."""
+    folder = recipe.__name__.removeprefix("configs.")
+    (tmp_path / "replicas").symlink_to(RESULTS / folder)
     ours = recipes(recipe.get_config())
+    store = ReplicaStore(tmp_path, ours, "MNIST, CRC-32 13a47ca1")
     files = [file for name in ours for file in (RESULTS / folder / name).glob("*.json")]
     assert files
     for file in files:
-        replica = json.loads(file.read_text())
-        seed = replica["config"]["seed"]
-        assert (replica["variant"], replica["seed"]) == (file.parent.name, seed)
-        assert file.stem == str(seed)
-        assert differing(replica["config"], ours[replica["variant"]]) == {}
+        replica = store.load(file.parent.name, int(file.stem))
+        assert (replica.variant, str(replica.seed)) == (file.parent.name, file.stem)
 
 
 def test_the_table_of_the_record_follows_from_the_data():
