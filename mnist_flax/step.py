@@ -52,8 +52,8 @@ def create_state(
     """Returns the state before the first step, for images of shape `(height, width, channels)`."""
     network = model.create_model(config.model, num_classes)
     init_key, key = jax.random.split(jax.random.key(seed))
-    blank = jnp.zeros((1, *image_shape))
-    variables = {"batch_stats": {}} | network.init(init_key, blank, train=False)
+    initial = network.init(init_key, jnp.zeros((1, *image_shape)), train=False)
+    variables = {"batch_stats": {}} | initial
     state = TrainState.create(
         apply_fn=network.apply,
         params=variables["params"],
