@@ -52,8 +52,9 @@ def create_state(
     """Returns the state before the first step, for images of shape `(height, width, channels)`."""
     network = model.create_model(config.model, num_classes)
     init_key, key = jax.random.split(jax.random.key(seed))
-    initial = network.init(init_key, jnp.zeros((1, *image_shape)), train=False)
-    variables = {"batch_stats": {}} | initial
+    variables = {"batch_stats": {}} | network.init(
+        init_key, jnp.zeros((1, *image_shape)), train=False
+    )
     state = TrainState.create(
         apply_fn=network.apply,
         params=variables["params"],

@@ -33,7 +33,7 @@ def test_tokens_are_counted_without_layout_comments_and_docstrings(tmp_path):
     assert tokens(path) == len(["def", "f", "(", "x", ")", ":", "return", "(", "x", ",", ")"])
 
 
-@pytest.mark.parametrize(("pattern", "most"), [("*.py", 6_000), ("**/*.py", 40_000)])
+@pytest.mark.parametrize(("pattern", "most"), [("*.py", 6_000), ("**/*.py", 45_000)])
 def test_budget_of_tokens(pattern, most):
     """The core lies at the top of the package."""
     counts = {str(path.relative_to(PACKAGE)): tokens(path) for path in PACKAGE.glob(pattern)}
