@@ -198,6 +198,7 @@ def _check_images(dataset: ConfigDict, batch_size: int) -> None:
 
 def unknown(name: str) -> UserError:
     """Returns the error for a field that does not exist."""
-    close = difflib.get_close_matches(name, FIELDS, n=1)
-    hint = f"did you mean config.{close[0]}?" if close else "docs/flags.md lists them"
+    by_last_word = {field.rpartition(".")[2]: field for field in FIELDS}
+    close = difflib.get_close_matches(name.rpartition(".")[2], by_last_word, n=1)
+    hint = f"did you mean config.{by_last_word[close[0]]}?" if close else "docs/flags.md lists them"
     return UserError(f"config.{ascii(name)[1:-1]} is not a field; {hint}")
