@@ -69,25 +69,14 @@ class Findings:
         rows = self._rows(replicas, ensemble)
         if not rows:
             return []
-        dataset = self.dataset
-        study = {
-            "date": datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
-            "data": dataset.title,
-            "num_train": len(dataset.train),
-            "num_validation": len(dataset.validation or ()),
-            "num_test": len(dataset.test),
-            "test": "paired t test by seed of log(test errors + 0.5)",
-            "correction": "p by Holm's method, intervals by Bonferroni's",
-            "config": json.loads(to_json(self.config.to_dict())),
-            "recipes": rows,
-        }
+        study = self._content(rows)
         self.folder.write_json("study.json", finite(study))
-        figure = (self.folder.figures / "study.png", rows, len(dataset.test), dataset.title)
+        figure = (self.folder.figures / "study.png", rows, study["num_test"], study["data"])
         png = attempt("drawing failed", say, draw, *figure) or b""
         keys = {key for replica in replicas for record in replica.records for key in record}
         values = {
             **study,
-            "dataset": dataset,
+            "dataset": self.dataset,
             "name": self.folder.path.resolve().name,
             "call": process.repeating_command(),
             "num_replicas": (1 + len(self.config.study.variants)) * self.config.study.num_seeds,
@@ -102,6 +91,20 @@ class Findings:
         page = "study.html"
         attempt(f"writing {page} failed", say, lambda: self.folder.write(page, _fill(page, values)))
         return values["words"]
+
+    def _content(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Returns what study.json holds; the other files show parts of it."""
+        return {
+            "date": datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
+            "data": self.dataset.title,
+            "num_train": len(self.dataset.train),
+            "num_validation": len(self.dataset.validation or ()),
+            "num_test": len(self.dataset.test),
+            "test": "paired t test by seed of log(test errors + 0.5)",
+            "correction": "p by Holm's method, intervals by Bonferroni's",
+            "config": json.loads(to_json(self.config.to_dict())),
+            "recipes": rows,
+        }
 
     def _rows(self, replicas: Collection[Replica], ensemble: bool) -> list[Row]:
         """Returns the recipes that have finished replicas, sorted by mean test errors."""
@@ -156,13 +159,16 @@ _TEMPLATES = jinja2.Environment(
 )
 
 
-def _read(name: str) -> str:
-    """Returns a script or style sheet unchanged: Jinja must not interpret its braces."""
-    return _LOADER.get_source(_TEMPLATES, name)[0]
-
-
 def _fill(template: str, values: dict[str, Any]) -> str:
-    functions = {"change": change, "p_value": p_value, "read": _read}
+    """Returns a template of this folder, filled with values.
+
+    It may `read` a script or a style sheet, whose braces Jinja must not interpret.
+    """
+    functions = {
+        "change": change,
+        "p_value": p_value,
+        "read": lambda name: _LOADER.get_source(_TEMPLATES, name)[0],
+    }
     return _TEMPLATES.get_template(template).render(values, **functions)
 
 
@@ -179,40 +185,41 @@ def draw(path: pathlib.Path, rows: Sequence[Row], num_test: int, title: str) -> 
       The figure as a PNG.
     """
     # Imported here because matplotlib takes a second.
-    from matplotlib.ticker import MaxNLocator
+    from mnist_flax.report import figures
 
-    from mnist_flax.report.figures import create_figure, to_png
+    png = figures.own_style(_draw)(figures, rows, num_test, title)
+    write_whole(path, png)
+    return png
 
-    figure = create_figure(10, 1.9 + 0.42 * len(rows))
+
+def _draw(figures: Any, rows: Sequence[Row], num_test: int, title: str) -> bytes:
+    figure = figures.create_figure(10, 1.9 + 0.42 * len(rows))
     ax = figure.subplots()
-    for y, row in enumerate(rows):
-        (color, note), label = _verdict(row), "one seed" * (row.name == BASE)
+    shown = [(y, row, row.name == BASE, *_verdict(row)) for y, row in enumerate(rows)]
+    for y, row, is_base, color, note in shown:
         own = [100 - 100 * replica.num_errors / num_test for replica in row.replicas]
         # Points lie one above the other, so that they do not hide each other.
         heights = y + np.linspace(-0.22, 0.22, len(own)) if len(own) > 1 else [y]
-        ax.plot(own, heights, "o", color=color, alpha=0.45, markersize=4, label=label)
+        point = {"alpha": 0.45, "markersize": 4, "label": "one seed" * is_base}
+        ax.plot(own, heights, "o", color=color, **point)
         place = {"va": "center", "transform": ax.get_yaxis_transform()}
         ax.text(1.01, y, note, color=color, fontsize=9, **place)
     ax.margins(x=0.5)
     ax.set_xlim(ax.get_xlim())  # an interval may run off the picture: of two seeds, it is very wide
-    for y, row in enumerate(rows):
-        mean, label = row.test_errors, "mean and its 95 % confidence interval" * (row.name == BASE)
+    for y, row, is_base, color, _ in shown:
+        mean, label = row.test_errors, "mean and its 95 % confidence interval" * is_base
         center, half = 100 - 100 * mean.mean / num_test, 100 * (mean.high - mean.mean) / num_test
-        options = {"elinewidth": 2.2, "markersize": 7, "color": _verdict(row)[0], "label": label}
-        ax.errorbar(center, y, xerr=half, fmt="D", **options)
-        if row.name == BASE:
+        bar = {"xerr": half, "elinewidth": 2.2, "markersize": 7, "label": label}
+        ax.errorbar(center, y, fmt="D", color=color, **bar)
+        if is_base:
             ax.axvline(center, color=_INK, linewidth=0.8, linestyle=":")
             ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=9)
     ax.set_yticks(range(len(rows)), [row.name for row in rows])
-    ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.set_xlabel("test accuracy, %")
-    ax.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+    ax.set(ylim=(len(rows) - 0.4, -0.6), xlabel="test accuracy, %")
     ax.ticklabel_format(axis="x", useOffset=False)
     ax.grid(axis="x", alpha=0.3)
     figure.suptitle(title)
-    png = to_png(figure)
-    write_whole(path, png)
-    return png
+    return figures.to_png(figure)
 
 
 def _verdict(row: Row) -> tuple[str, str]:

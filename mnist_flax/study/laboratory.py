@@ -45,15 +45,12 @@ def run(config: ConfigDict, workdir: str | os.PathLike = "", ensemble: bool = Fa
       UserError: the configuration, the data or the folder cannot be used.
       Interrupted: a signal stopped the study.
     """
-    named, num_seeds, num_final = (
-        recipes(config),
-        config.study.num_seeds,
-        config.study.num_final_epochs,
-    )
-    for name, recipe in named.items():
-        if num_final > recipe.num_epochs:
-            allowed = f"at most config.num_epochs ({recipe.num_epochs} for {name!r})"
-            raise refused("config.study.num_final_epochs", num_final, allowed)
+    named, num_seeds = recipes(config), config.study.num_seeds
+    num_final = config.study.num_final_epochs
+    shortest = min(named, key=lambda name: named[name].num_epochs)
+    if num_final > (num_epochs := named[shortest].num_epochs):
+        allowed = f"at most config.num_epochs ({num_epochs} for {shortest!r})"
+        raise refused("config.study.num_final_epochs", num_final, allowed)
     if not fields.FIELDS["seed"].accepts(config.seed + num_seeds - 1):
         allowed = f"at most {2**32 - config.seed:,}, because seeds are below 2**32"
         raise refused("config.study.num_seeds", num_seeds, allowed)
@@ -96,12 +93,10 @@ class Study:
         self._compiled = functools.cache(
             lambda name, number: Replicas(self._recipes[name], dataset, number, placed)
         )
-        # Images, over all epochs: of the whole study, done so far, and trained on by this process.
-        self._total = self._done = self._trained = 0
-        for name, recipe in self._recipes.items():
-            images = recipe.num_epochs * len(dataset.train)
-            self._total += images * len(self._seeds)
-            self._done += images * (len(self._seeds) - len(self._left(name, self._seeds)))
+        images = {name: of.num_epochs * len(dataset.train) for name, of in self._recipes.items()}
+        self._total = sum(images.values()) * len(self._seeds)  # images of the study, all epochs
+        self._done = sum(images[name] for name, _ in self._finished)
+        self._trained = 0  # images, by this process
         self._display, self._started = Display(self._total), time.monotonic()
         self._tracking = StudyTracking(self._store, self._display.line)
 
@@ -110,7 +105,11 @@ class Study:
         line, reported = self._display.line, time.monotonic()
         try:
             with signals.deferred():
-                self._announce()
+                self._folder.announce(line)
+                line(self._dataset.description)
+                line(f"Study: {self._progress()} replicas finished; {devices.describe()}")
+                for replica in self._finished.values():
+                    self._tracking.send(replica)
                 while group := self._next():
                     self._train(*group)
                     if time.monotonic() - reported > _REPORT_SECONDS:
@@ -154,18 +153,6 @@ class Study:
     def _left(self, name: str, seeds: Sequence[int]) -> list[int]:
         """Returns those of `seeds` with which the recipe has no finished replica."""
         return [seed for seed in seeds if (name, seed) not in self._finished]
-
-    def _announce(self) -> None:
-        line = self._display.line
-        self._folder.announce(line)
-        line(self._dataset.description)
-        recipes, seeds = len(self._recipes), len(self._seeds)
-        line(
-            f"Study: {self._progress()} replicas finished (recipes: {recipes}, seeds: {seeds}); "
-            f"{devices.describe()}"
-        )
-        for replica in self._finished.values():
-            self._tracking.send(replica)
 
     def _progress(self) -> str:
         """Returns how many replicas are finished, such as '7 of 30'."""
