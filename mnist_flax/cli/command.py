@@ -26,7 +26,7 @@ def start(main: Callable[[ConfigDict], None], default_recipe: str = "default.py"
 
         configs.make_importable()
         for argument in argv:
-            match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+            match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
             if match and match[1] not in fields.FIELDS:
                 raise fields.unknown(match[1])
         holder = config_flags.DEFINE_config_file(

@@ -78,7 +78,7 @@ def _parsed(parse: Callable[[list[str]], list[Any]]) -> list[Any]:
     logging.set_verbosity(logging.ERROR)  # ml_collections would warn of what is an error here
     try:
         return parse(sys.argv)
-    except (flags.Error, OSError, UnicodeDecodeError) as error:
+    except (flags.Error, OSError, ValueError) as error:  # absl raises some of each
         raise UserError(" ".join(str(error).split())) from None
 
 

@@ -22,6 +22,8 @@ def refusal(done):
         (["--config.model=3"], "config.model "),
         (["-config.model.\n=3"], "config.model."),
         (["--noconfig.augment.on"], "config.augment.on "),
+        (["--noconfig.augment.enabled="], "config.augment.enabled"),
+        (["--config.="], "config."),
         (["--config.model.norm=instance"], "one of batch, layer, group, none, got 'instance'"),
         (["--config.optimizer.learning_rate=abc"], "config.optimizer.learning_rate=abc"),
         (["--config.num_epochs=ten"], "config.num_epochs=ten"),
