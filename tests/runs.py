@@ -82,14 +82,12 @@ def environment(**changes: str | None) -> dict[str, str]:
     A change to None removes the variable.
     """
     # Port 9 (discard) refuses connections at once.
-    closed = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https")}
-    clean = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.upper().startswith("WANDB_") and k != "XLA_FLAGS"
-    }
-    fixed = {"NETRC": os.devnull, "JAX_PLATFORMS": "cpu", "no_proxy": "127.0.0.1,localhost"}
-    fixed |= {
+    closed = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    clean = {k: v for k, v in os.environ.items() if not k.upper().startswith(("WANDB_", "XLA_"))}
+    fixed = {
+        "NETRC": os.devnull,
+        "no_proxy": "127.0.0.1,localhost",
+        "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": os.environ[CACHE],
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         # JAX does not write its cache atomically, so a process may read half of an entry.
@@ -210,16 +208,11 @@ def run(*arguments: str, timeout: float = 300, **options: Any) -> subprocess.Com
     return subprocess.CompletedProcess(arguments, status, *texts)
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 @contextlib.contextmanager
 def pair(folder: pathlib.Path, *arguments: str, other: tuple[str, ...] = ()) -> Iterator[list[Run]]:
     """Starts both processes of a run, process 0 first; `other` is for the second process only."""
-    address = f"--coordinator_address=127.0.0.1:{free_port()}"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"--coordinator_address=127.0.0.1:{free.getsockname()[1]}"
     cluster = ("--distributed", address, "--num_processes=2")
     with contextlib.ExitStack() as stack:
         yield [
@@ -298,20 +291,14 @@ def assert_close_run(ours: pathlib.Path, theirs: pathlib.Path, tolerance: float)
     After one step, they differ by 5e-6 of an array's largest number. The difference then grows,
     because now and then an input of a ReLU changes sign.
     """
-    assert len(records(ours)) == len(records(theirs)) > 0
-    for mine, other in zip(records(ours), records(theirs), strict=True):
+    pairs = [([*records(run), arrays(run)]) for run in (ours, theirs)]
+    assert len(pairs[0]) > 1
+    for mine, other in zip(*pairs, strict=True):
         assert mine.keys() == other.keys()
         for name in mine:
             # An accuracy is a count: two images may be classified differently.
-            atol = 2 / 1000 if "accuracy" in name else 0
-            np.testing.assert_allclose(
-                mine[name], other[name], rtol=tolerance, atol=atol, err_msg=name
-            )
-    mine, other = arrays(ours), arrays(theirs)
-    assert mine.keys() == other.keys()
-    for name in mine:
-        atol = 2 / 390 if "accuracy" in name else tolerance * np.abs(other[name]).max() + 1e-7
-        np.testing.assert_allclose(mine[name], other[name], atol=atol, err_msg=name)
+            atol = 2 / 390 if "accuracy" in name else tolerance * np.abs(other[name]).max() + 1e-7
+            np.testing.assert_allclose(mine[name], other[name], rtol=0, atol=atol, err_msg=name)
 
 
 def files(folder: pathlib.Path) -> dict[str, bytes]:

@@ -1,6 +1,5 @@
 """Real faults of the machine during a run."""
 
-import contextlib
 import errno
 import os
 import pathlib
@@ -118,50 +117,28 @@ def test_errors_of_a_file_system_that_lacks_something():
         assert not is_not_offered(OSError(number, ""))
 
 
-def descendants(pid):
-    """Returns the processes that `pid` has started, and those that they have started."""
-    found = []
-    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += [child, *descendants(child)]
-    return found
-
-
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="there is no /proc")
 def test_wandb_dies_in_mid_run(tmp_path):
     """W&B's service is killed; the run continues and says so once."""
     arguments = (*TINY, "--config.wandb.mode=offline", f"--workdir={tmp_path}/run")
     with going_on(tmp_path / "log", *arguments) as running:
         running.wait_until(lambda: list(tmp_path.glob("run/wandb/offline-run-*/*.wandb")))
-        services = descendants(running.pid)
+        tasks = pathlib.Path(f"/proc/{running.pid}/task").iterdir()
+        services = [pid for task in tasks for pid in (task / "children").read_text().split()]
         assert services
         for pid in services:
             os.kill(int(pid), signal.SIGKILL)
         assert running.wait(200) == 0, running.output
-    assert len([line for line in running.output.splitlines() if line.startswith("W&B")]) == 1
-    assert "Traceback" not in running.output
-    assert [record["epoch"] for record in records(tmp_path / "run")] == [1, 2, 3, 4]
-    assert summary(tmp_path / "run")["step"] == 4 * 63
-
-
-@contextlib.contextmanager
-def endpoint(kind):
-    """Yields a W&B address on loopback that refuses connections, or never answers."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        if kind == "stalls":
-            listener.listen(64)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    assert running.output.count("W&B") == 1 and "Traceback" not in running.output
+    assert len(records(tmp_path / "run")) == 4 and summary(tmp_path / "run")["step"] == 4 * 63
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["refuses", "stalls"])
-def test_wandb_server_that(kind, tmp_path):
-    """W&B may take half a minute to connect, while the training goes on."""
+def test_wandb_server_that_never_answers(tmp_path):
+    """W&B takes half a minute to give up, while the training goes on."""
     arguments = (*TINY, "--config.wandb.mode=online", f"--workdir={tmp_path}/run")
-    with endpoint(kind) as url:
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
         done = run(*arguments, WANDB_BASE_URL=url, WANDB_API_KEY="a" * 40)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "wandb sync" in done.stdout
-    assert [record["epoch"] for record in records(tmp_path / "run")] == [1, 2, 3, 4]
-    assert summary(tmp_path / "run")["step"] == 4 * 63
+    assert "wandb sync" in done.stdout and summary(tmp_path / "run")["step"] == 4 * 63

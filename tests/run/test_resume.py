@@ -50,6 +50,14 @@ def finish(workdir, *arguments):
     return done.stdout
 
 
+def refusal(workdir, *arguments):
+    """Returns the line of a run that is refused."""
+    done = run(*TINY, f"--workdir={workdir}", *arguments)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert str(workdir) in done.stderr
+    return done.stderr
+
+
 def epochs_said(log):
     return [int(line.split()[1].split("/")[0]) for line in log.splitlines() if "epoch " in line[:6]]
 
@@ -64,9 +72,9 @@ def stop(running, number):
 
 
 def test_what_a_run_leaves(finished):
-    assert epochs(finished)[-2:] == [3, 4] and len(epochs(finished)) <= 3
     best = max(records(finished), key=lambda record: record["test/accuracy"])
-    assert summary(finished)["best_epoch"] == best["epoch"] in epochs(finished)
+    assert summary(finished)["best_epoch"] == best["epoch"]
+    assert set(epochs(finished)) == {3, 4, best["epoch"]}
     assert arrays(finished)["state/step"] == 4 * 63
     names = {"config.json", "dataset.json", "metrics.jsonl", "summary.json", "report.html"}
     assert {name for name in files(finished) if "/" not in name} == names
@@ -164,9 +172,7 @@ def test_second_run_is_refused_until_ctrl_c_stops_the_first(tmp_path):
     workdir = tmp_path / "run"
     with going_on(tmp_path / "log", *TINY, f"--workdir={workdir}") as running:
         running.wait_for("epoch 1/4")
-        done = run(*TINY, f"--workdir={workdir}")
-        assert done.returncode == 2 and done.stderr.count("\n") == 1
-        assert f"--workdir={workdir} " in done.stderr and f" {running.pid} on " in done.stderr
+        assert "another process" in refusal(workdir)
         stop(running, signal.SIGINT)
     assert f"SIGINT after epoch {epochs(workdir)[-1]} of 4" in running.output.splitlines()[-1]
 
@@ -209,18 +215,11 @@ def test_more_epochs_and_a_second_ctrl_c(finished, tmp_path):
         assert config["num_epochs"] == 6
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ("--config.model.norm=layer", "config.model.norm='batch' (now 'layer')"),
-        ("--config.num_epochs=3", "config.num_epochs=4 (now 3)"),
-    ],
-)
-def test_another_configuration_is_refused_untouched(finished, change, named):
+def test_another_configuration_is_refused_untouched(finished):
     before = files(finished)
-    done = run(*TINY, f"--workdir={finished}", change)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert f"--workdir={finished} " in done.stderr and named in done.stderr
+    named = "config.model.norm='batch' (now 'layer')"
+    assert named in refusal(finished, "--config.model.norm=layer")
+    assert "config.num_epochs=4 (now 3)" in refusal(finished, "--config.num_epochs=3")
     assert files(finished) == before
 
 
@@ -237,19 +236,5 @@ def test_damaged_checkpoint_is_reported_and_the_one_before_taken(finished, tmp_p
     for path in (workdir / "checkpoints").iterdir():
         path.write_bytes(b"")
     before = files(workdir)
-    done = run(*TINY, f"--workdir={workdir}", "--config.num_epochs=5")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert str(workdir / "checkpoints") in done.stderr
+    assert str(workdir / "checkpoints") in refusal(workdir, "--config.num_epochs=5")
     assert files(workdir) == before
-
-
-def test_free_fields_may_change_and_older_runs_lack_some(finished, tmp_path):
-    """The W&B project, the download folder and `keep` may change."""
-    workdir, whole = copy(finished, tmp_path / "run"), copy(finished, tmp_path / "whole")
-    config = json.loads((workdir / "config.json").read_text())
-    del config["label_smoothing"]
-    (workdir / "config.json").write_text(json.dumps(config))
-    free = ["--config.wandb.project=other", "--config.checkpoint.keep=3"]
-    finish(workdir, "--config.num_epochs=5", *free, f"--config.dataset.data_dir={tmp_path}")
-    finish(whole, "--config.num_epochs=5")
-    assert_same_results(workdir, whole)
