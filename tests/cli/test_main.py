@@ -33,6 +33,11 @@ def summary(quick_run):
     return json.loads((quick_run[0] / "summary.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def metrics(quick_run):
+    return [*map(json.loads, (quick_run[0] / "metrics.jsonl").read_text().splitlines())]
+
+
 class TestQuick:
     def test_reaches_95_percent(self, summary):
         assert summary["final_test_accuracy"] > 0.95
@@ -47,29 +52,21 @@ class TestQuick:
         assert SAMPLE in last and last.endswith(str(workdir))
         epochs = [line.split()[1] for line in lines if line.startswith("epoch")]
         assert epochs == ["1/3", "2/3", "3/3"]
-        assert done.stderr == "" and "\r" not in done.stdout
+        assert "Traceback" not in done.stderr and "\r" not in done.stdout + done.stderr
 
-    def test_metrics(self, quick_run):
-        lines = (quick_run[0] / "metrics.jsonl").read_text().splitlines()
-        metrics = [json.loads(line) for line in lines]
+    def test_metrics(self, metrics):
         assert [(record["epoch"], record["step"]) for record in metrics] == [
             *((1, 125), (2, 250), (3, 375))
         ]
         keys = {"epoch", "step", "train/loss", "train/accuracy", "test/loss", "test/accuracy"}
-        keys |= {"learning_rate", "seconds", "images_per_second"}
-        assert all(set(record) == keys for record in metrics)
+        assert metrics[0].keys() == keys | {"learning_rate", "seconds", "images_per_second"}
         rates = [record["learning_rate"] for record in metrics]
         np.testing.assert_allclose(rates, [0.006, 0.003, 0.0015])
         for record in metrics:
             assert record["images_per_second"] == pytest.approx(4_000 / record["seconds"])
 
-    def test_summary(self, quick_run, summary):
-        lines = (quick_run[0] / "metrics.jsonl").read_text().splitlines()
-        metrics = [json.loads(line) for line in lines]
-        dataset = summary["dataset"]
-        assert (dataset["name"], dataset["source"]) == ("mnist", "sample")
-        assert (dataset["train_size"], dataset["test_size"]) == (4_000, 1_000)
-        assert dataset["title"] == SAMPLE
+    def test_summary(self, quick_run, metrics, summary):
+        assert summary["dataset"]["title"] == SAMPLE
         assert summary["final_test_accuracy"] == metrics[-1]["test/accuracy"]
         assert summary["best_test_accuracy"] == max(r["test/accuracy"] for r in metrics)
         matrix = np.array(summary["confusion_matrix"])
@@ -88,7 +85,6 @@ class TestQuick:
         by_hand = sum(area * i * o + o for area, i, o in convolutions) + 2 * (8 + 8 + 16 + 32 + 64)
         assert summary["num_parameters"] == by_hand
         assert summary["config"] == json.loads((quick_run[0] / "config.json").read_text())
-        assert summary["config"]["optimizer"]["learning_rate"] == 0.006
 
     def test_figures(self, quick_run):
         paths = list((quick_run[0] / "figures").iterdir())
@@ -112,15 +108,9 @@ def test_mnist_from_a_folder(mnist_dir, tmp_path):
     (workdir,) = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", workdir.name)
     assert f"runs/{workdir.name}" in done.stdout and "SAMPLE" not in done.stdout
-    assert json.loads((workdir / "summary.json").read_text())["dataset"] == {
-        "name": "mnist",
-        "source": "tfds",
-        "title": "MNIST",
-        "note": "",
-        "train_size": 10_000,
-        "validation_size": 50_000,
-        "test_size": 10_000,
-    }
+    dataset = json.loads((workdir / "summary.json").read_text())["dataset"]
+    sizes = {"train_size": 10_000, "validation_size": 50_000, "test_size": 10_000}
+    assert dataset == {"name": "mnist", "source": "tfds", "title": "MNIST", "note": "", **sizes}
     (record,) = records(workdir)
     assert record["step"] == 157  # 156 batches of 64 and one of 16
     assert {"validation/loss", "validation/accuracy"} <= set(record)

@@ -66,32 +66,27 @@ def test_epoch_is_plain_steps_over_the_shuffled_images(tiny_config):
     apply_fn, tx = create_model(tiny_config.model, 10).apply, state.tx
     state, metrics, _ = trainer.train_epoch(state, 1, ignore)
 
-    params, batch_stats = initial["params"], initial["batch_stats"]
-    opt_state = tx.init(params)
-
     @jax.jit
     def plain_step(params, batch_stats, opt_state, images, labels):
         def loss_fn(params):
             variables = {"params": params, "batch_stats": batch_stats}
             logits, new = apply_fn(variables, images, train=True, mutable=["batch_stats"])
-            one_hot = jax.nn.one_hot(labels, 10)
-            return -jnp.mean(jnp.sum(one_hot * jax.nn.log_softmax(logits), -1)), (logits, new)
+            log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)
+            return -jnp.mean(log_p), new["batch_stats"]
 
-        (loss, (logits, new)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        (loss, new), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
         updates, opt_state = tx.update(grads, opt_state, params)
-        accuracy = jnp.mean(logits.argmax(-1) == labels)
-        return optax.apply_updates(params, updates), new["batch_stats"], opt_state, loss, accuracy
+        return loss, optax.apply_updates(params, updates), new, opt_state
 
+    plain = (initial["params"], initial["batch_stats"], tx.init(initial["params"]))
     for index, (start, stop) in enumerate([(0, 32), (32, 64), (64, 80)]):
         part = np.asarray(order[start:stop])
         images = (dataset.train.images[part] / 255 - dataset.mean) / dataset.std
-        params, batch_stats, opt_state, loss, accuracy = plain_step(
-            params, batch_stats, opt_state, images.astype(np.float32), dataset.train.labels[part]
-        )
+        batch = (images.astype(np.float32), dataset.train.labels[part])
+        loss, *plain = plain_step(*plain, *batch)
         np.testing.assert_allclose(metrics.loss[index], loss, rtol=1e-5)
-        np.testing.assert_allclose(metrics.accuracy[index], accuracy)
     assert int(state.step) == 3
-    assert_close(state.variables, {"params": params, "batch_stats": batch_stats}, 1e-4)
+    assert_close(state.variables, {"params": plain[0], "batch_stats": plain[1]}, 1e-4)
 
 
 def test_on_step_is_called_for_every_step_and_waits_for_a_few(trainer):
@@ -150,12 +145,6 @@ def test_batch_size_that_the_images_do_not_fill_is_refused(tiny_config):
         Trainer(tiny_config, small_dataset(tiny_config, 63))
 
 
-def test_unknown_schedule_is_refused(tiny_config):
-    tiny_config.optimizer.schedule = "step"
-    with pytest.raises(UserError, match=r"schedule .* got 'step'"):
-        Trainer(tiny_config, small_dataset(tiny_config, 64))
-
-
 def test_state_buffers_are_donated(trainer):
     state = trainer.create_state(0)
     before = jax.tree.leaves((state.params, state.opt_state))
@@ -171,15 +160,6 @@ def test_the_same_seed_gives_the_same_run(trainer):
     assert not np.array_equal(first, other)
 
 
-def test_validation_images_are_evaluated_and_not_trained_on(trainer, dataset):
-    assert sum(size for _, size in trainer.batches) == NUM_IMAGES
-    results = trainer.evaluate(trainer.create_state(0))
-    assert results["validation"].confusion.sum() == NUM_HELD_OUT
-    assert results["test"].confusion.sum() == 130
-    counts = np.bincount(dataset.validation.labels, minlength=10)
-    np.testing.assert_array_equal(results["validation"].confusion.sum(axis=1), counts)
-
-
 def test_every_image_is_predicted_in_its_place(trainer, dataset, config):
     """The logits are those of the bare network; the padding of a last batch is cut off again."""
     state = trainer.create_state(3)
@@ -192,6 +172,7 @@ def test_every_image_is_predicted_in_its_place(trainer, dataset, config):
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
         result, by_hand = trainer.evaluate(state)[name], evaluate(logits, split.labels)
         assert (result.loss, result.accuracy) == (by_hand.loss, by_hand.accuracy)
+        np.testing.assert_array_equal(result.confusion, by_hand.confusion)
 
 
 @pytest.mark.parametrize(("backend", "size"), [("cpu", 100), ("gpu", 2_000)])
