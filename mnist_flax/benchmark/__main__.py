@@ -45,9 +45,8 @@ _ORIGINAL = {
 # default are returned to the system at once and mapped again every step.
 _HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 _KEPT_HEAP = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**33),
-    "MALLOC_TRIM_THRESHOLD_": str(2**33),
-    "MALLOC_TOP_PAD_": str(2**30),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:"
+    "glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=1073741824"
 }
 
 
@@ -94,7 +93,7 @@ def _start_torch(config: ConfigDict, about: dict[str, Any]) -> dict[str, Worker]
     more = "kept heap, huge pages" if device == "cpu" else "compiled"
     return {
         "PyTorch, as written": Worker("torch_worker", {}, *settings, False),
-        f"channels_last, {more}": Worker("torch_worker", _KEPT_HEAP | _HUGE_PAGES, *settings, True),
+        f"channels_last, {more}": Worker("torch_worker", _KEPT_HEAP, *settings, True),
     }
 
 

@@ -43,12 +43,11 @@ def prepare(config: ConfigDict, num_images: int | None) -> tuple[dict, dict, Cal
     device = jax.devices()[0]
     default = 6_144 if device.platform == "cpu" else 60_000  # a CPU would take minutes for MNIST
     dataset = noise(config, max(num_images or default, config.batch_size))
-    batch = data.Split(*(array[: config.batch_size] for array in dataset.train))
-    one_batch = dataset._replace(train=batch)
+    batch = noise(config, config.batch_size)
     # The second finds the first one's programs in the cache, which was empty before.
-    cold, cached, whole = (_Run(config, x) for x in (one_batch, one_batch, dataset))
+    cold, cached, whole = (_Run(config, x) for x in (batch, batch, dataset))
 
-    images, key, state = devices.put(batch.images), jax.random.key(0), whole.create_state(0)
+    images, key, state = devices.put(batch.train.images), jax.random.key(0), whole.create_state(0)
     augment_ = devices.lower(functools.partial(augment.augment, config=config.augment), key, images)
     predict = devices.lower(whole._predict, state, images, batch_size=config.batch_size)
     augment_, predict = augment_.compile(), predict.compile()

@@ -89,8 +89,10 @@ def _functions(config: ConfigDict, device: str, is_tuned: bool) -> tuple[Callabl
     is_bfloat16 = is_tuned and config.model.dtype == "bfloat16"
     layout = torch.channels_last if is_tuned else torch.contiguous_format
     model = network(config.model).to(device, memory_format=layout)
-    rate, decay = config.optimizer.learning_rate, config.optimizer.weight_decay
-    adam = torch.optim.Adam(model.parameters(), rate, weight_decay=decay, fused=is_compiled)
+    given = config.optimizer
+    adam = torch.optim.Adam(
+        model.parameters(), given.learning_rate, weight_decay=given.weight_decay, fused=is_compiled
+    )
 
     def apply(images: Tensor) -> Tensor:
         normalized = (images / 255 - 0.5) / 0.29

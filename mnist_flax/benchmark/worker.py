@@ -58,7 +58,7 @@ class Worker:
         return answer
 
 
-def _serve(pipe: Any, module: str, args: tuple[Any, ...]) -> None:
+def _serve(pipe: Any, module: str, args: tuple) -> None:
     """Sends the description, then the seconds of each task received, until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     os.dup2(2, 1)  # standard output is for results, not for what libraries print
@@ -78,7 +78,7 @@ def _serve(pipe: Any, module: str, args: tuple[Any, ...]) -> None:
         pass
 
 
-def _seconds(run: Callable[[], Any], wait: Callable[[Any], Any], calls: int = 1) -> float:
+def _seconds(run: Callable, wait: Callable, calls: int = 1) -> float:
     started = time.perf_counter()
     for _ in range(calls):
         result = run()

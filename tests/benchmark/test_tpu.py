@@ -41,7 +41,7 @@ def compile_for(tmp_path_factory):
 
     def run(*arguments):
         command = ("-m", "mnist_flax.benchmark.tpu", *arguments)
-        return python(*command, timeout=900, PYTHONPATH=folder, JAX_PLATFORMS=None)
+        return python(*command, timeout=1_800, PYTHONPATH=folder, JAX_PLATFORMS=None)
 
     return run
 
