@@ -19,6 +19,7 @@ from tensorflow_datasets.core.download.checksums import UrlInfo
 
 from mnist_flax.errors import UserError
 from mnist_flax.sources import UnreachableError, checksum, tfds
+from tests.runs import run
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = tfds.FILES
 
@@ -359,9 +360,9 @@ def test_a_look_up_that_never_ends(monkeypatch, tmp_path):
     end.set()
 
 
-def test_a_certificate_bundle_that_is_gone(fork_main, tmp_path):
+def test_a_certificate_bundle_that_is_gone(tmp_path):
     """The real command reports it as one line."""
-    done = fork_main(
+    done = run(
         "--config.dataset.source=tfds",
         f"--config.dataset.data_dir={tmp_path}",
         f"--workdir={tmp_path}/run",
