@@ -75,7 +75,7 @@ def test_an_unknown_schedule_is_refused():
     with pytest.raises(UserError) as error:
         create_schedule(config, 10, 20)
     assert str(error.value) == (
-        "schedule='exponental' is not allowed; allowed: one of exponential, linear, cosine"
+        "schedule must be one of exponential, linear, cosine, got 'exponental'"
     )
 
 
