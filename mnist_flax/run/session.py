@@ -237,7 +237,7 @@ def _create_observers(
     A finished run is only drawn again.
     """
     line = progress.line
-    create = functools.partial(_augmented, config, dataset.train.images[0])
+    create = functools.partial(examples, config, dataset.train.images[0])
     create_examples = functools.cache(create) if config.augment.enabled else None
     pictures = Pictures(path / "figures", dataset, create_examples, line)
     values = flatten(config)
@@ -267,7 +267,7 @@ def _create_observers(
     return [pictures, page, console, wandb]
 
 
-def _augmented(config: ConfigDict, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def examples(config: ConfigDict, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns an image, uint8 `[side, side, 1]`, and 29 augmentations of it, for a picture."""
     copies = np.repeat(image[None], 29, axis=0)
     key = Stream.AUGMENTATION_SHEET.key(jax.random.key(config.seed))

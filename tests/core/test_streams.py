@@ -7,6 +7,7 @@ import pytest
 
 from configs import default
 from mnist_flax import augment, data, step
+from mnist_flax.run.session import examples
 from mnist_flax.streams import Stream
 from tests.small import create_state, normalize
 
@@ -76,7 +77,7 @@ def test_the_maps_of_a_step(tiny_config):
 def test_the_sheet_of_augmentations():
     config = default.get_config()
     image = np.random.default_rng(0).integers(0, 256, (28, 28, 1), np.uint8)
-    original, copies = augment.examples(config, image)
+    original, copies = examples(config, image)
     np.testing.assert_array_equal(original, image)
     key = fold_in(jax.random.key(config.seed), 2)
     maps = augment.sample_params(key, 29, 28, config.augment)
