@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from configs import default
 from mnist_flax import data
 from mnist_flax.errors import UserError
+from mnist_flax.sources import tfds
 
 
 def dataset_config(**fields) -> ConfigDict:
@@ -89,7 +90,7 @@ class TestUnreachable:
 
 @pytest.mark.parametrize(
     ("field", "allowed"),
-    [("name", ", ".join(data.NAMES)), ("source", "auto, tfds, sample")],
+    [("name", ", ".join(tfds.TITLES)), ("source", "auto, tfds, sample")],
 )
 def test_an_unknown_choice_is_refused(field, allowed):
     with pytest.raises(UserError, match=f"^{field}.*one of {allowed}"):
