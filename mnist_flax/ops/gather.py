@@ -6,7 +6,7 @@ Why it is faster. To gather single pixels, a TPU reads far more memory than it r
 each, by its compiler's estimate. Here its matrix units select the pixels instead: a product with a
 one-hot row copies a row of the image, and another takes the pixel from that row. An integer below
 256 is exact in bfloat16, and so is a sum with only one nonzero term. The compiler fuses both
-products, so they need little memory (docs/hosts.md has the figures).
+products, so they need little memory (docs/hosts.md compares the times).
 
 Where. Only TPUs use it; other devices use the library's own. The choice is made when a program is
 lowered.
