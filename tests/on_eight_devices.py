@@ -38,14 +38,7 @@ def trainer(config):
     return trainer
 
 
-def test_there_are_so_many():
-    assert jax.device_count() == NUM_DEVICES
-    assert devices.describe().startswith(f"Devices: {NUM_DEVICES} ")
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "parts"), [(8, 8), (64, 8), (54, 2), (12, 4), (11, 1), (1, 1)]
-)
+@pytest.mark.parametrize(("batch_size", "parts"), [(64, 8), (54, 2), (12, 4), (11, 1)])
 def test_as_many_devices_as_divide_a_batch_have_a_part(batch_size, parts):
     mesh = devices.create_mesh(batch_size)
     assert mesh.devices.shape == (parts, NUM_DEVICES // parts)
@@ -71,9 +64,7 @@ def test_arrays_lie_on_every_device(shape, dtype):
     """Every device holds each array whole; batches have one size, with zeros after the last row."""
     array = np.random.default_rng(0).integers(1, 200, shape).astype(dtype)
     placed = devices.place((array, array[::-1]), {"test": (array, array)})
-    for ours, theirs in zip(
-        (devices.put(array), *placed.train), (array, array, array[::-1]), strict=True
-    ):
+    for ours, theirs in zip(placed.train, (array, array[::-1]), strict=True):
         assert len(ours.addressable_shards) == NUM_DEVICES
         for shard in ours.addressable_shards:
             np.testing.assert_array_equal(shard.data, theirs)

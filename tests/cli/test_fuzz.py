@@ -1,13 +1,10 @@
 """Hypothesis damages everything that people supply: no traceback, no hang, nothing overwritten."""
 
 import contextlib
-import gzip
 import json
 import pathlib
 import shutil
-import struct
 import tempfile
-import zlib
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +14,6 @@ from mnist_flax.errors import UserError
 from mnist_flax.run.checkpoint import Checkpoints
 from mnist_flax.run.fields import FIELDS
 from mnist_flax.run.workdir import Workdir
-from mnist_flax.sources import idx
 from tests.run.test_checkpoint import create, histories, like
 from tests.runs import files, run, tiny
 
@@ -65,16 +61,11 @@ def test_fuzzed_command_lines(fuzz):
     def check(arguments):
         done = run(*arguments, command="parser")
         status, out, err = done.returncode, done.stdout, done.stderr
-        if any(
-            argument.lstrip("-").split("=")[0] in ("help", "helpfull") for argument in arguments
-        ):
-            return
         assert "Traceback" not in out + err
-        if status == 0:
-            assert out.strip().isdecimal() and err == ""
-            return
-        assert (status, out) == (2, "")
-        assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1, err
+        if status:
+            assert (status, out, err[:7], err.count("\n")) == (2, "", "error: ", 1), err
+        else:
+            assert out and err == ""
 
     fuzz(st.lists(ARGUMENTS, min_size=1, max_size=3), check)
 
@@ -90,27 +81,6 @@ def damaged(content, damage):
     else:
         content.insert(position, value)
     return bytes(content)
-
-
-def test_fuzzed_idx_files(fuzz):
-    whole = struct.pack(">4I", 0x803, 7, 5, 5) + bytes(range(175))
-
-    def check(changes):
-        packed, plain = changes
-        content = whole
-        for damage in packed:
-            content = damaged(content, damage)
-        content = gzip.compress(content)
-        for damage in plain:
-            content = damaged(content, damage)
-        try:
-            found = idx.parse(idx.unpack(content), (7, 5, 5))
-        except (ValueError, EOFError, OSError, zlib.error):
-            assert packed or plain
-        else:
-            assert found.shape == (7, 5, 5)
-
-    fuzz(st.tuples(*[st.lists(DAMAGE, max_size=2)] * 2), check)
 
 
 def test_fuzzed_workdirs(fuzz, tmp_path):

@@ -78,18 +78,6 @@ def test_terminal_that_goes_away(tmp_path, finished):
     assert tracked["final_test_accuracy"] == summary(finished)["final_test_accuracy"]
 
 
-@pytest.mark.slow
-def test_study_whose_reader_has_seen_enough(tmp_path):
-    study = ("-m", "mnist_flax.study", *TINY, "--config.study.num_seeds=2")
-    run = start(*study, f"--workdir={tmp_path}/run", stdout=subprocess.PIPE)
-    run.stdout.readline()
-    run.stdout.close()
-    with run.stderr as errors:
-        assert "Traceback" not in errors.read()
-    assert run.wait(300) == 0
-    assert (tmp_path / "run" / "study.md").exists()
-
-
 @pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "2>&{here}"])
 def test_error_that_nobody_reads_has_its_status(redirection):
     there, here = os.pipe()

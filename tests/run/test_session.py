@@ -1,5 +1,6 @@
 """What a run tells its observers, in which order, and what is on the disk at that moment."""
 
+import collections
 import errno
 import os
 import pathlib
@@ -15,7 +16,6 @@ from mnist_flax.trainer import Trainer
 from tests.runs import epochs, load_few, records, tiny
 
 KINDS = (Pictures, Page, Console, WandB)
-VERBS = ("start", "epoch", "finish", "abort")
 
 
 class Watched:
@@ -23,53 +23,47 @@ class Watched:
 
     Attributes:
       told: the calls as (verb, observer), in order.
-      seen: for each call: the epochs of the history, those in metrics.jsonl and in the newest
-        checkpoint, whether summary.json exists, and whether the call is on the main thread.
+      seen: by verb: the epochs of the history, those in metrics.jsonl and in the newest checkpoint,
+        whether summary.json exists, and whether the call is on the main thread.
     """
 
     def __init__(self, workdir, monkeypatch):
         self.workdir = workdir
-        self.told, self.seen = [], []
         monkeypatch.setattr(data, "load", load_few)
         for kind in KINDS:
-            for verb in VERBS:
-                monkeypatch.setattr(kind, verb, self._watch(kind, verb))
+            for verb in ("start", "epoch", "finish", "abort"):
+                monkeypatch.setattr(kind, verb, self._watch(kind, verb, getattr(kind, verb)))
 
     def run(self, num_epochs):
-        self.told, self.seen = [], []
+        self.told, self.seen = [], collections.defaultdict(list)
         config = tiny()
         config.num_epochs = num_epochs
-        train.run(config, str(self.workdir))
+        train.run(config, self.workdir)
 
-    def of(self, verb):
-        return [seen for told, seen in zip(self.told, self.seen, strict=True) if told[0] == verb]
-
-    def _watch(self, kind, verb):
-        real = getattr(kind, verb)
-
+    def _watch(self, kind, verb, real):
         def tell(observer, *args):
             self.told.append((verb, kind))
-            has = [(self.workdir / name).exists() for name in ("metrics.jsonl", "summary.json")]
-            saved = epochs(self.workdir)
-            counts = [len(records(self.workdir)) if has[0] else 0, saved[-1] if saved else 0]
+            lines = len(records(self.workdir)) if self._has("metrics.jsonl") else 0
+            saved = max(epochs(self.workdir), default=0)
             on_main = threading.current_thread() is threading.main_thread()
-            self.seen.append((args[0].epoch if args else None, *counts, has[1], on_main))
+            epoch = args[0].epoch if args else None
+            self.seen[verb].append((epoch, lines, saved, self._has("summary.json"), on_main))
             return real(observer, *args)
 
         return tell
 
+    def _has(self, name):
+        return (self.workdir / name).exists()
+
 
 @pytest.fixture(scope="module")
 def starts(tmp_path_factory):
-    """Runs two epochs, extends them to three, and starts again."""
+    """Runs two epochs, extends them to three, and starts again: told and seen of each."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        found = []
+        watched, found = Watched(tmp_path_factory.mktemp("watched") / "run", monkeypatch), []
         for num_epochs in (2, 3, 3):
-            workdir = tmp_path_factory.getbasetemp() / "watched"
-            watched = Watched(workdir, monkeypatch)
             watched.run(num_epochs)
-            found.append(watched)
-            monkeypatch.undo()
+            found.append((watched.told, watched.seen))
         return found
 
 
@@ -79,7 +73,7 @@ def every(verb, kinds=KINDS):
 
 def test_observers_are_told_in_one_order(starts):
     """The console says that the run is done before W&B, which may take long."""
-    new, resumed, finished = (watched.told for watched in starts)
+    new, resumed, finished = (told for told, _ in starts)
     assert new == every("start") + every("epoch") * 2 + every("finish")
     assert resumed == every("start") + every("epoch") + every("finish")
     shown = every("start", KINDS[:3]) + every("finish", KINDS[:3])
@@ -87,14 +81,12 @@ def test_observers_are_told_in_one_order(starts):
 
 
 def test_results_are_on_the_disk_before_observers_are_told(starts):
-    new, resumed, _ = starts
-    for epoch in (1, 2):
-        told = new.of("epoch")[4 * (epoch - 1) : 4 * epoch]
-        assert told == [(epoch, epoch, epoch, False, True)] * 4
-    assert new.of("finish") == [(2, 2, 2, True, True)] * 4
+    new, resumed, _ = (seen for _, seen in starts)
+    assert new["epoch"] == [(1, 1, 1, False, True)] * 4 + [(2, 2, 2, False, True)] * 4
+    assert new["finish"] == [(2, 2, 2, True, True)] * 4
     # The run is unfinished again as soon as it resumes.
-    assert resumed.of("start") == [(2, 2, 2, False, True)] * 4
-    assert resumed.of("epoch") == [(3, 3, 3, False, True)] * 4
+    assert resumed["start"] == [(2, 2, 2, False, True)] * 4
+    assert resumed["epoch"] == [(3, 3, 3, False, True)] * 4
 
 
 def test_failing_run_aborts_its_observers(tmp_path, monkeypatch):
@@ -111,7 +103,7 @@ def test_failing_run_aborts_its_observers(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="epoch 2"):
         watched.run(3)
     assert watched.told == every("start") + every("epoch") + every("abort")
-    assert watched.of("abort") == [(None, 1, 1, False, True)] * 4
+    assert watched.seen["abort"] == [(None, 1, 1, False, True)] * 4
 
 
 def test_failing_start_aborts_its_observers(tmp_path, monkeypatch):

@@ -39,13 +39,6 @@ def test_on_eight_devices():
     assert " passed" in done.stdout and "skipped" not in done.stdout
 
 
-def test_batch_that_devices_do_not_divide_is_one_line(tmp_path):
-    done = run(*TINY, "--config.batch_size=100", f"--workdir={tmp_path}/run", **on_devices(8))
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "config.batch_size must be a multiple of the 8 devices, got 100" in done.stderr
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize(
     ("size", "num_images", "allowed"),
     [(4_000, 4_000, ""), (3_999, 4_000, "multiple of the 8"), (4_008, 4_000, "at most the 4,000")],
