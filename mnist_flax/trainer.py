@@ -4,7 +4,6 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import wait
 from typing import Any
 
 import jax
@@ -80,7 +79,8 @@ class Trainer:
         )
         self._programs = compilation.start({**steps, "predict": predict})
         self._creator, self._shuffler = create.compile(), shuffle.compile()
-        wait([*self._programs.values()][: 1 if jax.default_backend() == "cpu" else None])
+        for program in [*self._programs.values()][: 1 if jax.default_backend() == "cpu" else None]:
+            program.result()  # raises what compiling it raised
         self.compile_seconds = time.perf_counter() - started
         return f"{devices.describe()}, compiled in {self.compile_seconds:.1f} s"
 
@@ -156,7 +156,7 @@ class Trainer:
         if not program.done():
             jax.block_until_ready(args)  # time spent computing these does not count as compiling
             started = time.perf_counter()
-            wait([program])
+            program.exception()  # waits
             self.compile_seconds += time.perf_counter() - started
         return program.result()(*args)
 

@@ -135,9 +135,8 @@ def test_waiting_for_a_program_counts_as_compiling(config, dataset, monkeypatch)
 def test_program_that_cannot_be_compiled_ends_the_run_at_once(tiny_config, monkeypatch):
     monkeypatch.setattr(step, "train_step", lambda *args, **options: 1 / 0)
     trainer = Trainer(tiny_config, small_dataset(tiny_config, 200))
-    trainer.compile()
     with pytest.raises(ZeroDivisionError):
-        trainer.train_epoch(trainer.create_state(0), 1, ignore)
+        trainer.compile()
 
 
 def test_batch_size_that_the_images_do_not_fill_is_refused(tiny_config):
