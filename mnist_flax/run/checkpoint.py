@@ -111,10 +111,11 @@ class Checkpoints:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_whole(path, _serialize(checkpoint))
-            kept = {*self.epochs()[-self._keep :], history.epoch}
+            epochs = self.epochs()
+            kept = {*epochs[-self._keep :], history.epoch}
             if self._keep_best and history.best:
                 kept.add(history.best["epoch"])
-            for epoch in {*self.epochs()} - kept:
+            for epoch in {*epochs} - kept:
                 self.path(epoch).unlink(missing_ok=True)
         except OSError as error:
             raise UserError(

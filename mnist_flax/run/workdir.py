@@ -86,7 +86,7 @@ class Workdir:
             on_error.callback(self.close)
             before = _read_config(self.path)
             if before is None:
-                self.write("config.json", to_json(self._config) + "\n")
+                self.write_json("config.json", self._config)
             else:
                 check_same(f"--workdir={self.path}", before, self._config, self._may_differ)
             on_error.pop_all()
@@ -133,7 +133,7 @@ class Workdir:
 
         Updates config.json and metrics.jsonl, and removes the final results.
         """
-        self.write("config.json", to_json(self._config) + "\n")
+        self.write_json("config.json", self._config)
         self.write_metrics(records)
         for name in ("summary.json", "report.html"):
             (self.path / name).unlink(missing_ok=True)
