@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from mnist_flax.cli import command
 
-flags.adopt_module_key_flags(command)
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     "",

@@ -9,12 +9,12 @@ import pathlib
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
 from ml_collections import ConfigDict
 
 from mnist_flax.data import Dataset
 from mnist_flax.report import metrics
+from mnist_flax.report.page import render
 from mnist_flax.run.configs import flatten
 from mnist_flax.run.resuming import to_json
 from mnist_flax.run.workdir import Workdir
@@ -148,28 +148,11 @@ def _paragraphs(text: str) -> list[str]:
     return [" ".join(part.split()) for part in text.split("\n\n") if part.strip()]
 
 
-_HERE = pathlib.Path(__file__).parent
-_LOADER = jinja2.FileSystemLoader([_HERE, _HERE.parent / "report" / "page"])
-_TEMPLATES = jinja2.Environment(
-    loader=_LOADER,
-    autoescape=jinja2.select_autoescape(),
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_TEMPLATES = render.templates(pathlib.Path(__file__).parent)
 
 
 def _fill(template: str, values: dict[str, Any]) -> str:
-    """Returns a template of this folder, filled with values.
-
-    It may `read` a script or a style sheet, whose braces Jinja must not interpret.
-    """
-    functions = {
-        "change": change,
-        "p_value": p_value,
-        "read": lambda name: _LOADER.get_source(_TEMPLATES, name)[0],
-    }
-    return _TEMPLATES.get_template(template).render(values, **functions)
+    return _TEMPLATES.get_template(template).render(values, change=change, p_value=p_value)
 
 
 def draw(path: pathlib.Path, rows: Sequence[Row], num_test: int, title: str) -> bytes:

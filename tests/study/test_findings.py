@@ -167,7 +167,7 @@ def test_the_figure_has_the_colours_of_the_verdicts(study):
 def test_an_error_in_a_picture_or_page_is_a_line(study, monkeypatch):
     said = []
     monkeypatch.setattr(findings, "write_whole", lambda *_: 1 / 0)
-    monkeypatch.setattr(findings, "_LOADER", None)
+    monkeypatch.setitem(findings._TEMPLATES.globals, "read", None)
     words, text, *_, page = study(replicas(ERRORS), say=said.append)
     assert [line.partition(":")[0] for line in said] == [
         "drawing failed",

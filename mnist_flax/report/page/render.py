@@ -1,6 +1,7 @@
 """Writes a page as one file: fills a template and includes everything that it needs."""
 
 import base64
+import pathlib
 from typing import Any
 
 import jinja2
@@ -64,26 +65,37 @@ def pack(array: np.ndarray) -> dict[str, str]:
     return {"dtype": array.dtype.name, "base64": base64.b64encode(array.tobytes()).decode()}
 
 
-def _fill(run: Run, data: dict[str, Any], why_no_network: str = "") -> str:
-    """Returns the template, filled with values and with the scripts included."""
-    loader = jinja2.PackageLoader("mnist_flax.report.page", "")
+def templates(*folders: pathlib.Path) -> jinja2.Environment:
+    """Returns the templates of this folder and of others, which come first.
+
+    A template may `read` a script or a style sheet: Jinja must not interpret their braces.
+    """
+    loader = jinja2.FileSystemLoader([*folders, pathlib.Path(__file__).parent])
     environment = jinja2.Environment(
         loader=loader,
-        autoescape=True,
+        autoescape=jinja2.select_autoescape(),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["read"] = lambda name: loader.get_source(environment, name)[0]
+    return environment
+
+
+def _fill(run: Run, data: dict[str, Any], why_no_network: str = "") -> str:
+    """Returns the template, filled with values and with the scripts included."""
     confusion = run.test.confusion
-    return environment.get_template("run.html").render(
-        run=run,
-        data=data,
-        why_no_network=why_no_network,
-        content=content,
-        records=metrics.thin(run.history.records),
-        num_left_out=max(len(run.test.misclassified) - digits.MAX_WRONG, 0),
-        most=(confusion - np.diag(np.diag(confusion))).max(),  # of the errors in a cell
-        scripts=_SCRIPTS,
-        # Returns a file of this folder unchanged: Jinja must not interpret its braces.
-        read=lambda name: loader.get_source(environment, name)[0],
+    return (
+        templates()
+        .get_template("run.html")
+        .render(
+            run=run,
+            data=data,
+            why_no_network=why_no_network,
+            content=content,
+            records=metrics.thin(run.history.records),
+            num_left_out=max(len(run.test.misclassified) - digits.MAX_WRONG, 0),
+            most=(confusion - np.diag(np.diag(confusion))).max(),  # of the errors in a cell
+            scripts=_SCRIPTS,
+        )
     )
